@@ -1,0 +1,50 @@
+"""What registry-verbs is called, what it needs and why, and what its installation adds to a machine."""
+
+from setuptools import setup
+
+setup(
+    name="registry-verbs",
+    version="0.1.0",
+    description="Hands out a registry tag as an App Container Image, one squashed archive or a root file system",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["data", "data.storage", "endpoints", "formats", "util"],
+    py_modules=["app"],
+    install_requires=[
+        "flask>=3.0",  # the ways in by HTTP, and the extension that a host application mounts
+        "click>=8.1",  # the command line; Flask brings it anyway
+        "sqlalchemy>=2.0",  # the registry's tables, on SQLite and PostgreSQL alike
+        "boto3>=1.34",  # blobs in S3, MinIO and Ceph: multipart writes, ranged reads, presigned URLs
+        "isal>=1.6",  # gzip at twice the speed of zlib when reading and five times when writing, without the GIL
+        "zstandard>=0.22",  # layers in zstd, and derived images compressed with it
+        "gunicorn>=22.0",  # `registry-verbs serve`
+        "pyyaml>=6.0",  # Quay's config.yaml
+    ],
+    extras_require={
+        "postgres": [
+            "psycopg[binary]>=3.1",  # DB_URI=postgresql://…: a live Quay's database
+        ],
+        "dev": [
+            "boto3-stubs[s3]>=1.34",  # types of the S3 client, for mypy
+            "coverage>=7.4",  # the gate on util and formats
+            "hypothesis>=6.100",  # random stacks of layers against the obvious model
+            "import-linter>=2.0",  # the direction of imports
+            "moto[s3,server]>=5.0",  # an S3 on loopback for the storage suite
+            "mypy>=1.10",
+            "pip-tools>=7.4",  # `make requirements`
+            "pytest>=8.0",
+            "pytest-cov>=5.0",
+            "pytest-socket>=0.7",  # no test leaves the machine
+            "ruff>=0.6",
+            "types-pyyaml",
+        ],
+    },
+    entry_points={
+        "console_scripts": ["registry-verbs = app:main"],
+        "registry_verbs.formats": [
+            "aci = formats.aci:ACIImage",
+            "squash = formats.squashed:SquashedDockerImage",
+            "rootfs = formats.rootfs:RootfsTar",
+        ],
+    },
+)

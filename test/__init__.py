@@ -1,0 +1,1 @@
+"""The test suite, the demo image and the benchmark. A leaf: nothing imports it, nothing installs it."""
