@@ -1,0 +1,223 @@
+"""The settings: what a mapping of configuration keys says, checked once, as one frozen value.
+
+The law: this module is pure. It is given a mapping (Quay's `config.yaml` as it is, with our `VERBS_*` keys beside
+it) and knows neither files nor the environment. A value may be of the key's own type or the text of one, because the
+environment has only texts. A value that cannot be used is an error that names the key, the value and what is allowed;
+keys of Quay's that mean nothing here are passed over, but an unknown `VERBS_*` key is an error: it is a misspelling.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from types import MappingProxyType
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from util.problem import Problem
+
+DEFAULT_DATA_DIR = "var"
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?::[0-9]{1,5})?")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"([0-9]+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+class InvalidSetting(Problem):
+    """A configuration value that cannot be used, or a key of ours that does not exist."""
+
+    code = "SETTING_INVALID"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """One storage of `DISTRIBUTED_STORAGE_CONFIG`: the driver's name and its parameters, as Quay writes them."""
+
+    driver: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting, checked. `Settings.parse({})` is a working set-up on SQLite and a folder under `var/`."""
+
+    data_dir: str = DEFAULT_DATA_DIR
+    db_uri: str = f"sqlite:///{DEFAULT_DATA_DIR}/registry.db"
+    embedded_database: bool = True
+    storage_config: Mapping[str, Location] = field(default_factory=dict)
+    storage_preference: tuple[str, ...] = ()
+    server_hostname: str = "localhost:8080"
+    url_scheme: str = "http"
+    readonly: bool = False
+    anonymous_access: bool = True
+    proxy_storage: bool = False
+    nested_repositories: bool = True
+    max_entries: int = 5_000_000
+    max_size: int = 1 << 40
+
+    KEYS: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def parse(cls, configuration: Mapping[str, Any]) -> "Settings":
+        """Return the settings that `configuration` says. Raises InvalidSetting."""
+        _refuse_unknown(configuration)
+        given = {key: value for key, value in configuration.items() if key in _READERS and value is not None}
+        read = {key: _READERS[key](key, value) for key, value in given.items()}
+        data_dir = read.get("VERBS_DATA_DIR", DEFAULT_DATA_DIR)
+        storages = read.get("DISTRIBUTED_STORAGE_CONFIG") or {
+            "default": Location("LocalStorage", {"storage_path": str(PurePath(data_dir, "storage"))})
+        }
+        preference = _preference(read, storages)
+        return cls(
+            data_dir=data_dir,
+            db_uri=read.get("DB_URI", f"sqlite:///{quote(str(PurePath(data_dir, 'registry.db')), safe='/')}"),
+            embedded_database="DB_URI" not in read,
+            storage_config=MappingProxyType(storages),
+            storage_preference=preference,
+            **{name: read[key] for key, name in _PLAIN.items() if key in read},
+        )
+
+
+def _refuse_unknown(configuration: Mapping[str, Any]) -> None:
+    for key in configuration:
+        if key.startswith("VERBS_") and key not in _READERS:
+            near = difflib.get_close_matches(key, _READERS, n=1, cutoff=0.8)
+            ours = ", ".join(known for known in _READERS if known.startswith("VERBS_"))
+            hint = f"did you mean {near[0]}?" if near else f"there are: {ours}"
+            raise InvalidSetting(f"{key} is not a setting; {hint}")
+
+
+def _preference(read: Mapping[str, Any], storages: Mapping[str, Location]) -> tuple[str, ...]:
+    for key in ("DISTRIBUTED_STORAGE_PREFERENCE", "DISTRIBUTED_STORAGE_DEFAULT_LOCATIONS"):
+        for name in read.get(key, ()):
+            if name not in storages:
+                raise _refused(key, name, f"names of DISTRIBUTED_STORAGE_CONFIG: {', '.join(storages)}")
+    preferred = read.get("DISTRIBUTED_STORAGE_PREFERENCE") or read.get("DISTRIBUTED_STORAGE_DEFAULT_LOCATIONS") or ()
+    return tuple(dict.fromkeys((*preferred, *storages)))
+
+
+def _refused(key: str, value: object, allowed: str) -> InvalidSetting:
+    return InvalidSetting(f"{key} is {value!r}; allowed: {allowed}")
+
+
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _refused(key, value, "a text that is not empty")
+    return value.strip()
+
+
+def _host(key: str, value: object) -> str:
+    if not isinstance(value, str) or not _HOST.fullmatch(value):
+        raise _refused(key, value, "a host name, with a port or without, and no scheme, e.g. registry.example.com")
+    return value
+
+
+def _database(key: str, value: object) -> str:
+    if not isinstance(value, str) or "://" not in value:
+        raise _refused(key, "…", "a database URL, e.g. postgresql://user:password@host/database or sqlite:///file.db")
+    return value  # never shown in an error: it may hold a password
+
+
+def _choice(*allowed: str) -> Callable[[str, object], str]:
+    def read(key: str, value: object) -> str:
+        if value not in allowed:
+            raise _refused(key, value, " or ".join(allowed))
+        return str(value)
+
+    return read
+
+
+def _flag(key: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    known = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if isinstance(value, (str, int)) and str(value).strip().lower() in known:
+        return known[str(value).strip().lower()]
+    raise _refused(key, value, "true or false")
+
+
+def _count(key: str, value: object) -> int:
+    text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise _refused(key, value, "a whole number above zero")
+    return int(text)
+
+
+def _bytes(key: str, value: object) -> int:
+    text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+    match = _SIZE.fullmatch(text) if text.isascii() else None
+    size = int(match[1]) * _UNITS[match[2].upper()] if match else 0
+    if size == 0:
+        raise _refused(key, value, "a number of bytes above zero, also written as 500M, 20G or 1T")
+    return size
+
+
+def _structure(key: str, value: object, allowed: str) -> object:
+    """Return `value`, or what it writes as JSON when it is a text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise _refused(key, value, f"{allowed} (as JSON: {error})") from None
+
+
+def _storages(key: str, value: object) -> dict[str, Location]:
+    allowed = 'names with a driver and its parameters, e.g. {"default": ["LocalStorage", {"storage_path": "/data"}]}'
+    value = _structure(key, value, allowed)
+    if not isinstance(value, Mapping) or not value:
+        raise InvalidSetting(f"{key} is not usable; allowed: {allowed}")
+    storages = {}
+    for name, pair in value.items():
+        if not (
+            isinstance(name, str)
+            and isinstance(pair, Sequence)
+            and not isinstance(pair, str)
+            and len(pair) == 2
+            and isinstance(pair[0], str)
+            and isinstance(pair[1], Mapping)
+        ):  # the value is not shown: it holds the storage's secret key
+            raise InvalidSetting(f"{key}[{name!r}] is not usable; allowed: {allowed}")
+        storages[name] = Location(pair[0], MappingProxyType(dict(pair[1])))
+    return storages
+
+
+def _names(key: str, value: object) -> tuple[str, ...]:
+    allowed = 'a list of storage names, e.g. ["default"]'
+    value = _structure(key, value, allowed)
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise _refused(key, value, allowed)
+    return tuple(value)
+
+
+def _state(key: str, value: object) -> bool:
+    return _choice("normal", "readonly")(key, value) == "readonly"
+
+
+_READERS: dict[str, Callable[[str, object], Any]] = {
+    "DB_URI": _database,
+    "DISTRIBUTED_STORAGE_CONFIG": _storages,
+    "DISTRIBUTED_STORAGE_PREFERENCE": _names,
+    "DISTRIBUTED_STORAGE_DEFAULT_LOCATIONS": _names,
+    "SERVER_HOSTNAME": _host,
+    "PREFERRED_URL_SCHEME": _choice("http", "https"),
+    "REGISTRY_STATE": _state,
+    "FEATURE_ANONYMOUS_ACCESS": _flag,
+    "FEATURE_PROXY_STORAGE": _flag,
+    "FEATURE_EXTENDED_REPOSITORY_NAMES": _flag,
+    "VERBS_DATA_DIR": _text,
+    "VERBS_MAX_ENTRIES": _count,
+    "VERBS_MAX_SIZE": _bytes,
+}
+_PLAIN = {
+    "SERVER_HOSTNAME": "server_hostname",
+    "PREFERRED_URL_SCHEME": "url_scheme",
+    "REGISTRY_STATE": "readonly",
+    "FEATURE_ANONYMOUS_ACCESS": "anonymous_access",
+    "FEATURE_PROXY_STORAGE": "proxy_storage",
+    "FEATURE_EXTENDED_REPOSITORY_NAMES": "nested_repositories",
+    "VERBS_MAX_ENTRIES": "max_entries",
+    "VERBS_MAX_SIZE": "max_size",
+}
+Settings.KEYS = tuple(_READERS)

@@ -1,0 +1,126 @@
+"""The settings: what each key means, what it defaults to, and how a wrong value is refused."""
+
+import pytest
+
+from endpoints.settings import InvalidSetting, Location, Settings
+
+
+def test_no_configuration_is_a_working_one() -> None:
+    settings = Settings.parse({})
+    assert settings.db_uri == "sqlite:///var/registry.db"
+    assert settings.embedded_database
+    assert settings.storage_config == {"default": Location("LocalStorage", {"storage_path": "var/storage"})}
+    assert settings.storage_preference == ("default",)
+    assert not settings.readonly
+    assert settings.anonymous_access
+
+
+def test_the_data_dir_carries_the_database_and_the_storage() -> None:
+    settings = Settings.parse({"VERBS_DATA_DIR": "/srv/verbs"})
+    assert settings.db_uri == "sqlite:////srv/verbs/registry.db"
+    assert settings.storage_config["default"].parameters == {"storage_path": "/srv/verbs/storage"}
+
+
+def test_a_configuration_of_quay_is_taken_as_it_is() -> None:
+    settings = Settings.parse(
+        {
+            "DB_URI": "postgresql://quay:secret@db/quay",
+            "DISTRIBUTED_STORAGE_CONFIG": {
+                "us": ["S3Storage", {"s3_bucket": "quay", "storage_path": "/datastorage/registry"}],
+                "eu": ["RadosGWStorage", {"hostname": "rgw"}],
+            },
+            "DISTRIBUTED_STORAGE_PREFERENCE": ["eu"],
+            "SERVER_HOSTNAME": "quay.example.com:8443",
+            "PREFERRED_URL_SCHEME": "https",
+            "REGISTRY_STATE": "readonly",
+            "FEATURE_ANONYMOUS_ACCESS": False,
+            "FEATURE_PROXY_STORAGE": True,
+            "FEATURE_EXTENDED_REPOSITORY_NAMES": False,
+            "SUPER_USERS": ["admin"],
+        }
+    )
+    assert settings.db_uri == "postgresql://quay:secret@db/quay"
+    assert not settings.embedded_database
+    assert settings.storage_config["us"].driver == "S3Storage"
+    assert settings.storage_preference == ("eu", "us")
+    assert settings.server_hostname == "quay.example.com:8443"
+    assert settings.url_scheme == "https"
+    assert settings.readonly
+    assert not settings.anonymous_access
+    assert settings.proxy_storage
+    assert not settings.nested_repositories
+
+
+def test_every_value_may_be_the_text_that_the_environment_has() -> None:
+    settings = Settings.parse(
+        {
+            "DISTRIBUTED_STORAGE_CONFIG": '{"a": ["LocalStorage", {"storage_path": "/a"}]}',
+            "DISTRIBUTED_STORAGE_PREFERENCE": '["a"]',
+            "FEATURE_ANONYMOUS_ACCESS": "no",
+            "VERBS_MAX_ENTRIES": "1000",
+            "VERBS_MAX_SIZE": "20G",
+        }
+    )
+    assert settings.storage_config == {"a": Location("LocalStorage", {"storage_path": "/a"})}
+    assert not settings.anonymous_access
+    assert settings.max_entries == 1000
+    assert settings.max_size == 20 << 30
+
+
+def test_a_null_is_a_key_that_is_not_given() -> None:
+    assert Settings.parse({"SERVER_HOSTNAME": None}) == Settings.parse({})
+
+
+def test_the_default_locations_are_preferred_where_nothing_else_is() -> None:
+    storages = {name: ["LocalStorage", {"storage_path": f"/{name}"}] for name in ("a", "b")}
+    settings = Settings.parse({"DISTRIBUTED_STORAGE_CONFIG": storages, "DISTRIBUTED_STORAGE_DEFAULT_LOCATIONS": ["b"]})
+    assert settings.storage_preference == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("DB_URI", "quay", "postgresql://"),
+        ("DISTRIBUTED_STORAGE_CONFIG", "{", "LocalStorage"),
+        ("DISTRIBUTED_STORAGE_CONFIG", {}, "LocalStorage"),
+        ("DISTRIBUTED_STORAGE_CONFIG", {"a": "LocalStorage"}, "LocalStorage"),
+        ("DISTRIBUTED_STORAGE_CONFIG", {"a": ["LocalStorage"]}, "LocalStorage"),
+        ("DISTRIBUTED_STORAGE_PREFERENCE", ["nowhere"], "default"),
+        ("DISTRIBUTED_STORAGE_PREFERENCE", 5, "list"),
+        ("SERVER_HOSTNAME", "https://quay.example.com", "no scheme"),
+        ("SERVER_HOSTNAME", "a host", "host name"),
+        ("PREFERRED_URL_SCHEME", "ftp", "http or https"),
+        ("REGISTRY_STATE", "read-only", "normal or readonly"),
+        ("FEATURE_ANONYMOUS_ACCESS", "perhaps", "true or false"),
+        ("VERBS_DATA_DIR", "", "not empty"),
+        ("VERBS_MAX_ENTRIES", "-1", "above zero"),
+        ("VERBS_MAX_ENTRIES", True, "above zero"),
+        ("VERBS_MAX_SIZE", "20 elephants", "20G"),
+        ("VERBS_MAX_SIZE", 0, "above zero"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(key: str, value: object, allowed: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        Settings.parse({key: value})
+    assert key in str(refused.value)
+    assert allowed in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [{"DB_URI": "hunter2"}, {"DISTRIBUTED_STORAGE_CONFIG": {"a": ["S3Storage", "hunter2"]}}],
+)
+def test_a_refused_value_that_may_hold_a_secret_is_not_shown(configuration: dict[str, object]) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        Settings.parse(configuration)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_misspelt_key_of_ours_is_an_error_that_names_the_right_one() -> None:
+    with pytest.raises(InvalidSetting, match="VERBS_MAX_ENTRIS is not a setting; did you mean VERBS_MAX_ENTRIES"):
+        Settings.parse({"VERBS_MAX_ENTRIS": 5})
+
+
+def test_a_key_of_ours_that_resembles_none_is_answered_with_those_there_are() -> None:
+    with pytest.raises(InvalidSetting, match="there are: VERBS_DATA_DIR"):
+        Settings.parse({"VERBS_ZZZ": 5})
