@@ -1,7 +1,7 @@
 """Layers for tests: entries as values, and tar archives written byte by byte.
 
-The law: nothing here comes from the project. The formats are written from their own descriptions (POSIX pax and ustar, the
-GNU tar manual, RFC 1952, RFC 8878), so that a misreading in `util` cannot hide behind the same misreading here.
+The law: nothing here comes from the project. The formats are written from their own descriptions (POSIX pax and
+ustar, the GNU tar manual, RFC 1952, RFC 8878), so that a misreading in `util` cannot hide behind the same one here.
 """
 
 import gzip
@@ -202,7 +202,7 @@ def padded(content: bytes) -> bytes:
 
 
 def pax_record(key: bytes, value: bytes) -> bytes:
-    """Return one record, `length key=value\\n`, where the length counts itself."""
+    """Return one record: its own length, a space, `key=value` and a newline."""
     rest = b" " + key + b"=" + value + b"\n"
     length = len(rest)
     while len(b"%d" % length) + len(rest) != length:
@@ -237,8 +237,8 @@ def decimal_time(mtime_ns: int) -> bytes:
 def written(entry: Entry, dialect: Dialect = "pax") -> bytes:
     """Return the entry's header or headers and its payload.
 
-    pax: what ustar cannot hold goes into an extended header. gnu: long names by `L` and `K`, numbers in base 256, as far as
-    that dialect can say it (a fraction of the time and xattrs still need a pax header, as GNU tar itself would not write).
+    pax: what ustar cannot hold goes into an extended header. gnu: long names by `L` and `K`, numbers in base 256, as
+    far as that dialect can say it; a fraction of the time and xattrs need a pax header still.
     """
     records: list[tuple[bytes, bytes]] = []
     extensions = b""
@@ -293,7 +293,7 @@ def layer(*entries: Entry | bytes, dialect: Dialect = "pax", end: bytes = END) -
     return b"".join(part if isinstance(part, bytes) else written(part, dialect) for part in entries) + end
 
 
-# --- Sparse files, in the four ways that GNU tar knows -----------------------------------------------------------------
+# --- Sparse files, in the four ways that GNU tar knows ----------------------------------------------------------------
 
 Regions = list[tuple[int, bytes]]
 
@@ -362,7 +362,7 @@ def pax_sparse_10(name: bytes, size: int, regions: Regions) -> bytes:
     return pax_header(records) + header(stand_in, size=len(payload)) + padded(payload)
 
 
-# --- Compression, with all that the formats allow ----------------------------------------------------------------------
+# --- Compression, with all that the formats allow ---------------------------------------------------------------------
 
 
 def gzip_member(

@@ -56,7 +56,7 @@ def listing_of_merged(
 
 
 def contents_of_merged(*stack: Sequence[Entry | bytes], path_prefix: bytes = b"") -> dict[bytes, bytes]:
-    """Return the merged names, each with what it is at a glance: content, `-> target`, `/` for a directory, or its kind."""
+    """Return the merged names, each at a glance: content, `-> target`, `/` for a directory, or its kind."""
     glance: dict[bytes, bytes] = {}
     for path, listed in listing_of_merged(*stack, path_prefix=path_prefix).items():
         match listed.kind:

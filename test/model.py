@@ -1,21 +1,22 @@
 """What a stack of layers unpacks to: the rules of the merge, spelled out twice, obviously and slowly.
 
-The law: layers are applied base first and entries one after the other, to a tree of nodes (`unpacked`) or as root to a
-real folder (`unpack_on_disk`). Both are written from the image-spec's layer.md and know nothing of the merge plan; they
-check one another, and the engine is checked against both.
+The law: layers are applied base first and entries one after the other, to a tree of nodes (`unpacked`) or as root
+to a real folder (`unpack_on_disk`). Both are written from the image-spec's layer.md and know nothing of the merge plan;
+they check one another, and the engine is checked against both.
 
 Where the specification is silent, this is what holds:
-- Whiteouts look at the lower tree as it was before their layer; a whiteout never acts on its own layer. Their parents are
-  followed through symlinks of that tree, except through a symlink that the same layer replaces by something else.
-- Parents that are missing are made: root:root, 0755, at the epoch. Parents that are symlinks are followed inside the root,
-  also to a place that does not exist yet. The last component of a name is never followed.
+- Whiteouts look at the lower tree as it was before their layer; a whiteout never acts on its own layer. Their parents
+  are followed through symlinks of that tree, but not through a symlink that the same layer replaces by something else.
+- Parents that are missing are made: root:root, 0755, at the epoch. Parents that are symlinks are followed inside the
+  root, also to a place that does not exist yet. The last component of a name is never followed.
 - A hard link has its inode's metadata; what its own header says is of no account.
 """
 
 import os
 import stat
 import tarfile
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from io import BytesIO
@@ -35,7 +36,7 @@ class Refused(Exception):
         self.reason, self.entry = reason, entry
 
 
-# --- Listings: what all ways of looking at a root file system are compared by -------------------------------------------
+# --- Listings: what all ways of looking at a root file system are compared by -----------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +202,13 @@ def differences(left: Listing, right: Listing) -> list[str]:
         elif one != other:
             fields = [name for name in Listed.__slots__ if getattr(one, name) != getattr(other, name)]
             lines.append(
-                f"{path!r}: " + ", ".join(f"{name} {getattr(one, name)!r} != {getattr(other, name)!r}" for name in fields)
+                f"{path!r}: "
+                + ", ".join(f"{name} {getattr(one, name)!r} != {getattr(other, name)!r}" for name in fields)
             )
     return lines
 
 
-# --- The rules that both ways of unpacking share -------------------------------------------------------------------------
+# --- The rules that both ways of unpacking share ----------------------------------------------------------------------
 
 
 def normalised(entry: Entry, name: bytes) -> Path:
@@ -245,7 +247,8 @@ def hidden_name(entry: Entry, path: Path) -> bytes | None:
 
 def sorted_out(entries: Sequence[Entry]) -> tuple[list[tuple[Entry, Path]], list[tuple[Entry, Path]]]:
     """Return the layer's whiteouts and its other entries, each with its path; what is aufs' own is dropped."""
-    whiteouts, others = [], []
+    whiteouts: list[tuple[Entry, Path]] = []
+    others: list[tuple[Entry, Path]] = []
     for entry in entries:
         path = normalised(entry, entry.name)
         if is_left_over(path):
@@ -272,7 +275,7 @@ def replaced_by(others: Sequence[tuple[Entry, Path]]) -> set[Path]:
     return {path for entry, path in others if path and entry.kind != layers.SYMLINK}
 
 
-# --- In memory -----------------------------------------------------------------------------------------------------------
+# --- In memory --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, eq=False)
@@ -306,7 +309,7 @@ class Tree:
             node = node.children.get(part) if node is not None else None
         return node
 
-    def place_of_folder(self, path: Path, entry: Entry, replaced: Set[Path] = frozenset()) -> Path | None:
+    def place_of_folder(self, path: Path, entry: Entry, replaced: AbstractSet[Path] = frozenset()) -> Path | None:
         """Return where the folder `path` is, every symlink followed inside the root; it may not exist yet.
 
         None: it leads through a symlink that is in `replaced`, by the path as written or by where it stands.
@@ -472,7 +475,7 @@ def mended(stack: Sequence[Sequence[Entry]]) -> tuple[list[list[Entry]], set[str
             return left, reasons
 
 
-# --- On a real folder, as root -------------------------------------------------------------------------------------------
+# --- On a real folder, as root ----------------------------------------------------------------------------------------
 
 
 class Folder:
@@ -493,12 +496,19 @@ class Folder:
             return None
 
     def place_of_folder(self, path: Path, entry: Entry) -> Path:
-        place = self.follow((), path, entry, [], frozenset())
+        place = self.follow((), path, entry, seen=[])
         assert place is not None
         return place
 
     def follow(
-        self, place: Path, path: Path, entry: Entry, seen: list[Path], replaced: Set[Path], written: Path | None = ()
+        self,
+        place: Path,
+        path: Path,
+        entry: Entry,
+        *,
+        seen: list[Path],
+        replaced: AbstractSet[Path] = frozenset(),
+        written: Path | None = (),
     ) -> Path | None:
         """Return where `path` leads from `place`, as chroot would; None where it goes through what is `replaced`."""
         for part in path:
@@ -513,7 +523,8 @@ class Folder:
                     raise Refused("SymlinkLoop", entry)
                 target = os.readlink(self.full(here))
                 steps = tuple(step for step in target.split(b"/") if step not in (b"", b"."))
-                found = self.follow(() if target.startswith(b"/") else place, steps, entry, seen, replaced, None)
+                start = () if target.startswith(b"/") else place
+                found = self.follow(start, steps, entry, seen=seen, replaced=replaced, written=None)
                 if found is None:
                     return None
                 place = found
@@ -548,7 +559,7 @@ class Folder:
         for entry, path in whiteouts:
             name = hidden_name(entry, path)
             try:
-                place = self.follow((), path[:-1], entry, [], replaced)
+                place = self.follow((), path[:-1], entry, seen=[], replaced=replaced)
             except Refused as refusal:
                 if refusal.reason != "ParentNotDirectory":
                     raise

@@ -1,7 +1,7 @@
 """Random stacks of layers, made so that things happen: few names, many conflicts.
 
-The law: an example is a list of layers, base first, each a list of entries (`test.layers.Entry`), as the model takes them;
-`archives` is how they are written. Whether a stack can be unpacked at all is for the model to say.
+The law: an example is a list of layers, base first, each a list of entries (`test.layers.Entry`), as the model takes
+them; `archives` is how they are written. Whether a stack can be unpacked at all is for the model to say.
 """
 
 from dataclasses import replace
@@ -57,7 +57,18 @@ def spelled(draw: st.DrawFn, path: bytes) -> bytes:
 modes = st.sampled_from([0o644, 0o755, 0o600, 0o4755, 0o2755, 0o1777, 0o000, 0o7777])
 ids = st.sampled_from([0, 0, 1000, 65534, 0o7777777, 0o10000000, 2**31])
 times = st.sampled_from(
-    [0, 1, 10**9, 1_600_000_000 * 10**9, 1_600_000_000_123_456_789, -(10**9), -1, -1_500_000_000, (8**11) * 10**9, 1_700_000_000_500_000_000]
+    [
+        0,
+        1,
+        10**9,
+        1_600_000_000 * 10**9,
+        1_600_000_000_123_456_789,
+        -(10**9),
+        -1,
+        -1_500_000_000,
+        (8**11) * 10**9,
+        1_700_000_000_500_000_000,
+    ]
 )
 contents = st.one_of(
     st.sampled_from([b"", b"x", b"y" * 511, b"z" * 512, b"w" * 513, b"\0" * 1024]), st.binary(max_size=40)
@@ -95,7 +106,13 @@ def entries(draw: st.DrawFn) -> Entry:
     match kind:
         case "file":
             return layers.file(
-                name, draw(contents), mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns, xattrs=draw(xattrs(b"user.", b"trusted."))
+                name,
+                draw(contents),
+                mode=mode,
+                uid=uid,
+                gid=gid,
+                mtime_ns=mtime_ns,
+                xattrs=draw(xattrs(b"user.", b"trusted.")),
             )
         case "directory":
             return layers.directory(
@@ -116,7 +133,9 @@ def entries(draw: st.DrawFn) -> Entry:
         case "root":
             return layers.directory(draw(st.sampled_from([b".", b"./", b"/"])), mode=mode, uid=uid, mtime_ns=mtime_ns)
         case "left over":
-            return layers.file(draw(st.sampled_from([b".wh..wh.plnk/1.2", b".wh..wh.aufs", b"a/.wh..wh.orph/x"])), b"junk")
+            return layers.file(
+                draw(st.sampled_from([b".wh..wh.plnk/1.2", b".wh..wh.aufs", b"a/.wh..wh.orph/x"])), b"junk"
+            )
         case _:
             return draw(
                 st.sampled_from(
