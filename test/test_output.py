@@ -22,11 +22,16 @@ def test_a_file_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
 def test_what_fails_leaves_the_file_from_before_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "image.tar"
     target.write_bytes(b"before")
-    with pytest.raises(KeyboardInterrupt), Output(str(target), "unused") as out:
-        out.write(b"half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        _write_half_and_stop(target)
     assert target.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["image.tar"]
+
+
+def _write_half_and_stop(target: Path) -> None:
+    with Output(str(target), "unused") as out:
+        out.write(b"half")
+        raise KeyboardInterrupt
 
 
 def test_into_a_folder_it_goes_under_the_image_s_own_name(tmp_path: Path) -> None:
@@ -62,7 +67,7 @@ def test_a_file_gets_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OutputFailed, match="nowhere/image.tar cannot be written: No such file or directory"):
+    with pytest.raises(OutputFailed, match=r"nowhere/image\.tar cannot be written: No such file or directory"):
         Output(str(tmp_path / "nowhere" / "image.tar"), "unused")
 
 

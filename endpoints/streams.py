@@ -1,0 +1,131 @@
+"""Streams of a derived image on their way out: started before they are promised, kept in storage as they pass.
+
+The law: a generator that was never started holds nothing, one that is closed early closes what it holds, and what is
+kept in storage is a whole image or nothing.
+"""
+
+import logging
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+from data.storage.base import BlobWriter, Storage
+from util.digest import Readable
+from util.problem import Damaged
+
+log = logging.getLogger(__name__)
+
+Chunks = Generator[bytes, None, None]
+
+HEADSTART = 64 << 10
+"""Bytes pulled before an answer begins. More than the first bytes of any format, so that a layer has been opened."""
+
+_PIECE = 256 << 10
+
+
+class StoredImageCut(Damaged):
+    """A stored derived image that ends before its end."""
+
+    code = "STORED_IMAGE_CUT"
+
+
+def started(chunks: Iterator[bytes], *, at_least: int = HEADSTART) -> Chunks:
+    """Pull the first `at_least` bytes of `chunks` now, and return all of them. What goes wrong now is raised."""
+    pulled: list[bytes] = []
+    size = 0
+    try:
+        while size < at_least and (chunk := next(chunks, None)) is not None:
+            pulled.append(chunk)
+            size += len(chunk)
+    except BaseException:
+        close(chunks)
+        raise
+    passing = _passed_on(pulled, chunks)
+    next(passing)  # now it stands within its `try`, and a close() reaches `chunks`
+    return passing
+
+
+def _passed_on(pulled: list[bytes], chunks: Iterator[bytes]) -> Chunks:
+    try:
+        yield b""
+        while pulled:
+            yield pulled.pop(0)
+        yield from chunks
+    finally:
+        close(chunks)
+
+
+def kept(chunks: Iterator[bytes], storage: Storage, path: str) -> Chunks:
+    """Pass `chunks` on, and keep them in `storage` at `path` once they have all come.
+
+    A storage that fails is logged and left alone; the stream goes on without it. Nothing is kept when `chunks` raises
+    or is not read to its end.
+    """
+    keeper = _Keeper(storage, path)
+    try:
+        for chunk in chunks:
+            keeper.write(chunk)
+            yield chunk
+        keeper.commit()
+    finally:
+        close(chunks)
+        keeper.abort()
+
+
+class _Keeper:
+    """A blob writer whose failures are logged instead of raised: it serves the next reader, not this one."""
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        self._path = path
+        self._writer: BlobWriter | None = None
+        with self._attempt():
+            self._writer = storage.create(path)
+
+    def write(self, chunk: bytes) -> None:
+        writer, done = self._writer, False
+        if writer is not None:
+            with self._attempt():
+                writer.write(chunk)
+                done = True
+            if not done:
+                self.abort()
+
+    def commit(self) -> None:
+        if self._writer is not None:
+            with self._attempt():
+                self._writer.commit()
+                self._writer = None
+
+    def abort(self) -> None:
+        """Give up what was written. Does nothing after a commit or an abort."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._attempt():
+                writer.abort()
+
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            log.exception("%s is not kept: storage failed", self._path)
+
+
+def read_through(stream: Readable, size: int, *, what: str) -> Chunks:
+    """Yield the `size` bytes of `stream` and close it. Raises StoredImageCut where there are fewer."""
+    left = size
+    try:
+        while left:
+            chunk = stream.read(min(_PIECE, left))
+            if not chunk:
+                raise StoredImageCut(f"{what} ends {left} bytes before its end")
+            left -= len(chunk)
+            yield chunk
+    finally:
+        stream.close()
+
+
+def close(chunks: Iterator[bytes]) -> None:
+    """Close `chunks` if it is of the kind that can be closed."""
+    closing = getattr(chunks, "close", None)
+    if closing is not None:
+        closing()
