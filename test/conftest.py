@@ -1,0 +1,26 @@
+"""What holds for every test: the machine is not left, warnings are errors, random examples are the same every time.
+
+Warnings and sockets are settled in pyproject.toml ([tool.pytest.ini_options]); `--hypothesis-profile=explore` looks at
+ten times as many stacks of layers, and at other ones each time.
+"""
+
+import shutil
+
+from hypothesis import HealthCheck, settings
+
+from test.clients import PACKAGES
+
+settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", settings.get_profile("suite"), derandomize=False, max_examples=1000)
+settings.load_profile("suite")
+
+
+def pytest_report_header() -> list[str]:
+    """Say first what will fail for want of a program, with the line that installs it."""
+    missing = {program: package for program, package in PACKAGES.items() if shutil.which(program) is None}
+    if not missing:
+        return []
+    return [
+        f"missing: {', '.join(missing)}; tests that ask these programs will fail",
+        f"missing: on Debian, apt-get install {' '.join(sorted(set(missing.values())))}",
+    ]
