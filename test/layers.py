@@ -7,7 +7,7 @@ ustar, the GNU tar manual, RFC 1952, RFC 8878), so that a misreading in `util` c
 import gzip
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -414,3 +414,9 @@ def zstd_skippable(content: bytes, *, magic: int = 0) -> bytes:
 
 def zstd_frames(content: bytes, size: int) -> bytes:
     return b"".join(zstd_frame(content[at : at + size]) for at in range(0, len(content), size))
+
+
+def in_chunks(content: bytes, size: int) -> Iterator[bytes]:
+    """Yield `content` in chunks of `size` bytes."""
+    for at in range(0, len(content), size):
+        yield content[at : at + size]

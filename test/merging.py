@@ -1,7 +1,7 @@
 """The merge engine as the tests drive it: tars in, merged tar out, each promise of the merger checked on the way."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 
 from test import layers, model
@@ -10,14 +10,6 @@ from util.compression import decompressed
 from util.digest import Digest
 from util.layerindex import LayerIndex, LayerLimits, read_layer_index
 from util.streamlayerformat import LayerSource, StreamLayerMerger
-
-Compress = Callable[[bytes], bytes]
-
-
-def in_chunks(content: bytes, size: int) -> Iterator[bytes]:
-    """Yield `content` in chunks of `size` bytes."""
-    for at in range(0, len(content), size):
-        yield content[at : at + size]
 
 
 def index_of(archive: bytes | Iterable[bytes], *, limits: LayerLimits | None = None) -> LayerIndex:

@@ -1,0 +1,166 @@
+"""Random stacks of layers: the merged tar lists what the model says, and keeps every promise that is made of it.
+
+Derandomised in CI; `pytest --hypothesis-profile=nightly` runs ten times as many, at random.
+"""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from test import layers, model
+from test.layers import Dialect
+from test.merging import index_of, merged, merger_of, source_of
+from test.strategies import Stack, dialects, entries, examples, stacks
+from util.compression import decompressed
+from util.digest import Digest
+from util.layerindex import LayerIndex, read_layer_index
+from util.problem import Malformed
+from util.streamlayerformat import LayerSource, StreamLayerMerger
+
+path_prefixes = st.sampled_from([b"", b"rootfs/"])
+compressions = st.sampled_from(
+    [
+        bytes,
+        layers.gzipped,
+        lambda tar: layers.gzip_members(tar, 600) or layers.gzipped(tar),
+        layers.zstd_frame,
+        lambda tar: layers.zstd_skippable(b"toc") + layers.zstd_frames(tar, 1000),
+    ]
+)
+
+
+def sound(stack: Stack) -> Stack:
+    """Return the stack without the entries that would be refused."""
+    return model.mended(stack)[0]
+
+
+def archives(stack: Stack, dialect: Dialect = "pax") -> list[bytes]:
+    return [layers.layer(*layer, dialect=dialect) for layer in stack]
+
+
+@examples(500)
+@given(stack=stacks(), dialect=dialects, path_prefix=path_prefixes)
+def test_the_merged_tar_lists_what_the_model_says(stack: Stack, dialect: Dialect, path_prefix: bytes) -> None:
+    stack = sound(stack)
+    output = merged(archives(stack, dialect), path_prefix=path_prefix)
+    expected = model.merged_listing(stack, path_prefix=path_prefix)
+    assert model.differences(expected, model.listing_of_tar(output, path_prefix=path_prefix)) == []
+
+
+@examples(500)
+@given(stack=stacks())
+def test_engine_and_model_agree_on_which_stacks_are_refused_and_why(stack: Stack) -> None:
+    _, reasons = model.mended(stack)
+    if reasons:
+        with pytest.raises(Malformed) as refused:
+            merger_of(archives(stack))
+        assert type(refused.value).__name__ in reasons
+    else:
+        merger_of(archives(stack))
+
+
+@examples(100)
+@given(layer=st.lists(entries(), max_size=6), dialect=dialects, size=st.integers(1, 1500))
+def test_every_chunking_of_a_layer_gives_the_same_index(layer: list[layers.Entry], dialect: Dialect, size: int) -> None:
+    archive = layers.layer(*sound([layer])[0], dialect=dialect)
+    whole = index_of(archive)
+    assert whole.size == len(archive)
+    assert whole.diff_id == Digest.of(archive)
+    assert index_of(layers.in_chunks(archive, size)).dump() == whole.dump()
+    assert LayerIndex.load(whole.dump(), layer="sha256:of-a-test").dump() == whole.dump()
+
+
+class Dripping(BytesIO):
+    """A stream whose reads come short, as a network's do."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(min(size, 700) if size is not None and size > 0 else 700)
+
+
+@examples(100)
+@given(stack=stacks(), path_prefix=path_prefixes, compress=compressions)
+def test_the_output_is_the_same_however_layers_are_compressed_read_and_indexed(
+    stack: Stack, path_prefix: bytes, compress: Callable[[bytes], bytes]
+) -> None:
+    tars = archives(sound(stack))
+    expected = merged(tars, path_prefix=path_prefix)
+
+    def source(blob: bytes) -> LayerSource:
+        digest = Digest.of(blob)
+        index = read_layer_index(decompressed(Dripping(blob)), layer=str(digest))
+        return LayerSource(digest, len(blob), LayerIndex.load(index.dump(), layer=str(digest)), lambda: Dripping(blob))
+
+    merger = StreamLayerMerger([source(compress(tar)) for tar in tars], path_prefix=path_prefix)
+    assert merger.size == len(expected)
+    assert b"".join(merger.get_generator()) == expected
+    assert merger.diff_id == Digest("sha256", hashlib.sha256(expected).hexdigest())
+
+
+@examples(50)
+@given(stack=stacks(), path_prefix=path_prefixes)
+def test_a_merger_can_stream_twice_and_gives_the_same_bytes(stack: Stack, path_prefix: bytes) -> None:
+    sources = [source_of(blob) for blob in archives(sound(stack))]
+    first = b"".join(StreamLayerMerger(sources, path_prefix=path_prefix).get_generator())
+    assert b"".join(StreamLayerMerger(sources, path_prefix=path_prefix).get_generator()) == first
+
+
+@examples(100)
+@given(stack=stacks())
+def test_merging_what_was_merged_changes_nothing(stack: Stack) -> None:
+    once = merged(archives(sound(stack)))
+    assert model.differences(model.listing_of_tar(once), model.listing_of_tar(merged([once]))) == []
+
+
+@examples(60)
+@given(stack=stacks(), at=st.integers(0, 4))
+def test_empty_layers_change_nothing(stack: Stack, at: int) -> None:
+    tars = archives(sound(stack))
+    assert merged([*tars[:at], layers.END, *tars[at:], b""]) == merged(tars)
+
+
+@examples(60)
+@given(lower=stacks(), upper=stacks())
+def test_layers_may_be_merged_in_two_steps(lower: Stack, upper: Stack) -> None:
+    stack = sound(lower + upper)
+    below, above = stack[: len(lower)], stack[len(lower) :]
+    squashed = merged(archives(below))
+    assert model.listing_of_tar(merged([squashed, *archives(above)])) == model.listing_of_tar(merged(archives(stack)))
+
+
+SECOND_PROCESS = """
+import hashlib, sys
+from test.merging import merged
+blobs = [open(name, "rb").read() for name in sys.argv[2:]]
+print(hashlib.sha256(merged(blobs, path_prefix=sys.argv[1].encode())).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("path_prefix", [b"", b"rootfs/"], ids=["bare", "rootfs"])
+def test_a_second_process_gives_the_same_bytes(tmp_path: Path, path_prefix: bytes) -> None:
+    stack = [
+        [layers.directory(b"d%d" % at, mode=0o700 + at) for at in range(50)]
+        + [layers.file(b"d%d/f%d" % (at % 50, at), b"%d" % at) for at in range(500)]
+        + [layers.hardlink(b"d%d/l%d" % (at % 40, at), b"d%d/f%d" % (at % 50, at)) for at in range(200)],
+        [layers.whiteout(b"d%d/f%d" % (at % 50, at)) for at in range(0, 500, 3)]
+        + [layers.symlink(b"s%d" % at, b"d%d" % at) for at in range(20)],
+        [layers.file(b"s%d/new" % at, b"%d" % at, xattrs={b"user.x": b"1", b"user.y": b"2"}) for at in range(20)]
+        + [layers.opaque(b"d7")],
+    ]
+    blobs = archives(stack)
+    names = [str(tmp_path / f"{at}.tar") for at in range(len(blobs))]
+    for name, blob in zip(names, blobs, strict=True):
+        Path(name).write_bytes(blob)
+    expected = hashlib.sha256(merged(blobs, path_prefix=path_prefix)).hexdigest()
+    root = Path(__file__).parent.parent
+    for seed in ("0", "4711"):
+        environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(root)}
+        command = [sys.executable, "-c", SECOND_PROCESS, path_prefix.decode(), *names]
+        found = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == expected
