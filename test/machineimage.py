@@ -1,7 +1,7 @@
 """Container images made of what this machine has: nothing is downloaded, and they are as untidy as real ones.
 
 The law: an image is an OCI layout in a folder, written in one pass and there as a whole or not at all. Layers are
-written with Python's own tarfile and zlib, not with the project's code, which is measured and shown with them.
+written with Python's own tarfile, not with the project's code, which is measured and shown with them.
 """
 
 import hashlib
@@ -63,15 +63,12 @@ class LayerWriter:
         self._file = self._path.open("wb")
         self._deflater = deflater()
         self._blob_hash, self._tar_hash = hashlib.sha256(), hashlib.sha256()
-        self._tar = tarfile.open(fileobj=self, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20)  # noqa: SIM115
         self.digest = self.diff_id = ""
         self.size = 0
 
-    def write(self, chunk: bytes) -> int:
-        """Take a piece of the tar: what tarfile wants of a file."""
+    def _write(self, chunk: bytes) -> None:
         self._tar_hash.update(chunk)
         self._put(self._deflater.compress(chunk))
-        return len(chunk)
 
     def _put(self, chunk: bytes) -> None:
         self._blob_hash.update(chunk)
@@ -84,7 +81,7 @@ class LayerWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._tar.close()
+            self._write(bytes(2 * tarfile.BLOCKSIZE))
             self._put(self._deflater.flush())
             self.digest = f"sha256:{self._blob_hash.hexdigest()}"
             self.diff_id = f"sha256:{self._tar_hash.hexdigest()}"
@@ -103,16 +100,10 @@ class LayerWriter:
         for field, value in more.items():
             setattr(entry, field, value)
         self.names.append(name)
-        self._tar.addfile(entry)
-        self._tar.members = []  # it remembers them all, and there may be a million
-        if size:
-            # tarfile.addfile copies file objects in small pieces; these are whole files.
-            stream = self._tar.fileobj
-            assert stream is not None
-            for chunk in content:
-                stream.write(chunk)
-            stream.write(bytes(-size % tarfile.BLOCKSIZE))
-            self._tar.offset += size + -size % tarfile.BLOCKSIZE  # type: ignore[attr-defined]
+        self._write(entry.tobuf(tarfile.PAX_FORMAT))
+        for chunk in content:
+            self._write(chunk)
+        self._write(bytes(-size % tarfile.BLOCKSIZE))
 
     def directory(self, name: str, mode: int = 0o755, **more: Any) -> None:
         self._add(name, tarfile.DIRTYPE, mode, **more)
