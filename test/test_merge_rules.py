@@ -873,7 +873,7 @@ def test_a_broken_layer_is_an_error_and_never_a_short_image(compress: type[bytes
         short = blob[:cut]
         merger = StreamLayerMerger(
             [LayerSource(source.digest, source.size, source.index, lambda short=short: BytesIO(short))]
-        )  # type: ignore[misc]
+        )
         with pytest.raises(Damaged):
             b"".join(merger.get_generator())
 
@@ -1030,7 +1030,7 @@ def test_the_root_entry_does_not_become_a_dot_below_the_prefix() -> None:
 def test_a_hard_link_with_a_long_name_whose_target_goes_keeps_its_own_name(path_prefix: bytes) -> None:
     old, new = b"old" * 50, b"new" * 50
     for dialect in ("pax", "gnu"):
-        below = layers.layer(file(old, b"1"), hardlink(new, old), dialect=dialect)  # type: ignore[arg-type]
+        below = layers.layer(file(old, b"1"), hardlink(new, old), dialect=dialect)
         output = merged([below, layers.layer(whiteout(old))], path_prefix=path_prefix)
         listing = model.listing_of_tar(output, path_prefix=path_prefix)
         assert listing.pop(new).content == b"1"
