@@ -75,8 +75,12 @@ def test_who_reads_until_the_end_is_reset_and_sees_no_end(url: str) -> None:
     with socket.create_connection((parts.hostname, parts.port or 0), timeout=30) as connection:
         connection.sendall(b"GET /unsized/cut HTTP/1.0\r\n\r\n")
         with pytest.raises(ConnectionResetError):
-            while connection.recv(1 << 16):
-                pass
+            read_to_the_end(connection)
+
+
+def read_to_the_end(connection: socket.socket) -> None:
+    while connection.recv(1 << 16):
+        pass
 
 
 def test_a_server_goes_on_after_a_cut(url: str) -> None:

@@ -1,0 +1,253 @@
+"""The command line: serve, import, derive, formats. The same code as over HTTP, and no server needed.
+
+The law: data alone goes to stdout, talk to stderr, progress only to a terminal. A failure is one line; exit 0 is done,
+1 failed, 2 asked for wrongly. Heavy modules are imported by the command that needs them: help comes at once.
+"""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from util.problem import Problem
+
+if TYPE_CHECKING:
+    from endpoints.services import Services
+    from util.compression import Compression
+    from util.platform import Platform
+
+ReadConfiguration = Callable[[], Mapping[str, Any]]
+
+_IMAGE = re.compile(
+    r"(?P<namespace>[^/:@\s]+)/(?P<repository>[^:@\s]*[^/:@\s])"
+    r"(?::(?P<tag>[^:@/\s]+)|@(?P<digest>[a-z0-9+._-]+:[0-9a-f]+))?"
+)
+_WORKERS = range(2, 33)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageName:
+    """`NAMESPACE/REPOSITORY:TAG` or `NAMESPACE/REPOSITORY@DIGEST`; the tag is `latest` where neither is said."""
+
+    namespace: str
+    repository: str
+    reference: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.repository}{'@' if ':' in self.reference else ':'}{self.reference}"
+
+
+class Failed(click.ClickException):
+    """A problem, as one line."""
+
+    def __init__(self, problem: Problem, exit_code: int = 1) -> None:
+        super().__init__(" ".join(str(problem).split()))
+        self.exit_code = exit_code
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"registry-verbs: {self.message}", file=file, err=True)
+
+
+class Commands(click.Group):
+    """A group of commands whose problems become failures."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from endpoints.settings import InvalidSetting
+
+        try:
+            return super().invoke(ctx)
+        except Problem as problem:
+            raise Failed(problem, 2 if isinstance(problem, InvalidSetting) else 1) from problem
+
+
+def _examples(*lines: str) -> str:
+    """Return help that shows `lines` as they are: a backspace keeps click from filling the paragraph."""
+    return "\b\nExamples:\n" + "".join(f"  {line}\n" for line in lines)
+
+
+def _image_name(_: click.Context, __: click.Parameter, value: str) -> ImageName:
+    match = _IMAGE.fullmatch(value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not the name of an image; write NAMESPACE/REPOSITORY:TAG")
+    return ImageName(match["namespace"], match["repository"], match["tag"] or match["digest"] or "latest")
+
+
+def _platform(_: click.Context, __: click.Parameter, value: str | None) -> "Platform | None":
+    from util.platform import InvalidPlatform, Platform
+
+    try:
+        return None if value is None else Platform.parse(value)
+    except InvalidPlatform as problem:
+        raise click.BadParameter(str(problem)) from None
+
+
+def _compression(_: click.Context, __: click.Parameter, value: str | None) -> "Compression | None":
+    from util.compression import Compression
+
+    return None if value is None else Compression(value)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_examples(
+        "registry-verbs import oci-archive:app.tar acme/app:1.0",
+        "registry-verbs derive squash acme/app:1.0 | docker load",
+        "registry-verbs serve --port 8080",
+        "curl -fL http://localhost:8080/c1/squash/acme/app/1.0 | docker load",
+    ),
+)
+@click.version_option(package_name="registry-verbs", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Hand out a registry's images as something else than a pull.
+
+    An App Container Image, one squashed archive, a root file system: each as one file, from a tag.
+
+    Without configuration everything lies under var/: an SQLite database and a folder of blobs. VERBS_CONFIG names a
+    config.yaml, Quay's own if you like; each of its keys can also come from the environment.
+    """
+
+
+@cli.command(
+    epilog=_examples(
+        "registry-verbs serve",
+        "DB_URI=postgresql://quay@db/quay registry-verbs serve --host 0.0.0.0 --workers 8",
+    )
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 for all.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a processor, from 2 to 32]")
+@click.pass_obj
+def serve(read: ReadConfiguration, host: str, port: int, workers: int | None) -> None:
+    """Serve derived images over HTTP."""
+    from endpoints.server import Server
+    from endpoints.service import make_service
+
+    configuration = read()
+    make_service(configuration)  # what is wrong with the settings is told once, here, and not by every worker
+    workers = min(max(os.cpu_count() or 1, _WORKERS.start), _WORKERS.stop - 1) if workers is None else workers
+    Server(
+        lambda: make_service(configuration),
+        host=host,
+        port=port,
+        workers=workers,
+        ready=lambda url: click.echo(f"Listening on {url}  (try: curl {url}/c1/)"),
+    ).run()
+
+
+@cli.command(
+    "import",
+    epilog=_examples(
+        "docker save -o app.tar acme/app:1.0",
+        "registry-verbs import docker-archive:app.tar acme/app:1.0",
+        "skopeo copy --all docker://alpine:3.20 oci-archive:alpine.tar",
+        "registry-verbs import oci-archive:alpine.tar library/alpine:3.20",
+    ),
+)
+@click.argument("source")
+@click.argument("image", metavar="NAMESPACE/REPOSITORY:TAG", callback=_image_name)
+@click.option("--private", is_flag=True, help="Make the repository private, if this import makes it.")
+@click.pass_obj
+def import_(read: ReadConfiguration, *, source: str, image: ImageName, private: bool) -> None:
+    """Put an image into the registry's database and storage.
+
+    SOURCE is oci:DIR[:REF] (an OCI layout), oci-archive:FILE[:REF] (one as a tar) or docker-archive:FILE[:REF] (what
+    `docker save` writes).
+    """
+    from data.importer import import_image
+    from endpoints.progress import progress
+
+    services = _services(read)
+    with progress(source, None) as advance:
+        import_image(source, image.namespace, image.repository, image.reference, private=private)
+    click.echo(f"{image} is imported; try: registry-verbs derive rootfs {image} | tar -tv", err=True)
+
+
+@cli.command(
+    epilog=_examples(
+        "registry-verbs derive squash acme/app:1.0 | docker load",
+        "registry-verbs derive rootfs acme/app:1.0 --platform linux/arm64 -o rootfs.tar",
+        "registry-verbs derive aci acme/app@sha256:0123… -o .",
+    )
+)
+@click.argument("verb")
+@click.argument("image", metavar="NAMESPACE/REPOSITORY:TAG", callback=_image_name)
+@click.option("-o", "--output", default="-", metavar="FILE|DIR|-", help="Where to; - is stdout.  [default: -]")
+@click.option("--platform", callback=_platform, metavar="OS/ARCH[/VARIANT]", help="Of an image for several platforms.")
+@click.option(
+    "--compression",
+    type=click.Choice(["none", "gzip", "zstd"]),
+    callback=_compression,
+    help="What the image is wrapped in.  [default: what the format has]",
+)
+@click.pass_obj
+def derive(
+    read: ReadConfiguration,
+    *,
+    verb: str,
+    image: ImageName,
+    output: str,
+    platform: "Platform | None",
+    compression: "Compression | None",
+) -> None:
+    """Write what VERB makes of an image.
+
+    `registry-verbs formats` lists the verbs. A FILE is there as a whole or not at all; into a DIR it goes under a
+    telling name.
+    """
+    from endpoints.derive import Deriver, Wish
+    from endpoints.output import STDOUT, Output
+    from endpoints.progress import progress
+
+    if output == STDOUT and sys.stdout.isatty():
+        raise click.UsageError("the image is binary and stdout is a terminal; say -o FILE, or pipe it")
+    signal.signal(signal.SIGTERM, _terminated)
+    deriver = Deriver(_services(read))
+    derived = deriver.resolve(Wish(verb, image.namespace, image.repository, image.reference, platform, compression))
+    stream = deriver.stream(derived)
+    try:
+        with (
+            closing(stream.chunks) as chunks,
+            progress(derived.file_name, stream.size) as advance,
+            Output(output, derived.file_name) as out,
+        ):
+            for chunk in chunks:
+                out.write(chunk)
+                advance(len(chunk))
+    except BrokenPipeError:
+        sys.exit(1)  # who read has had enough, and knows it
+
+
+def _terminated(number: int, _: object) -> NoReturn:
+    """Leave as if by an exception, so that nothing half-written stays."""
+    sys.exit(128 + number)
+
+
+@cli.command(epilog=_examples("registry-verbs formats"))
+@click.pass_obj
+def formats(read: ReadConfiguration) -> None:
+    """List the installed formats, each with a line to copy."""
+    from endpoints.settings import Settings
+    from formats import installed_formatters
+
+    settings = Settings.parse(read())
+    width = max(map(len, installed_formatters()))
+    for verb, formatter in installed_formatters().items():
+        url = f"{settings.url_scheme}://{settings.server_hostname}/c1/{verb}/NAMESPACE/REPOSITORY/TAG"
+        click.echo(f"{verb:{width}}  {formatter.summary}  [{formatter.media_type}]")
+        click.echo(f"{'':{width}}  {formatter.usage.format(url=url)}")
+
+
+def _services(read: ReadConfiguration) -> "Services":
+    """Return services with the operator's own access: whoever can read database and storage may read all of it."""
+    from endpoints.access import everything
+    from endpoints.services import make_services
+    from endpoints.settings import Settings
+
+    return make_services(Settings.parse(read()), permission=everything)

@@ -1,0 +1,245 @@
+"""From an image to a derived image: what it is called, how large it is, and the stream of it. Knows no HTTP.
+
+The law: `resolve` reads documents only and says all that can be said of a derived image without its layers: its key,
+its name, its type. `stream` makes it, or takes it from storage, and has found whatever can be found when it returns:
+every layer is there, indexed and merged, and the stream has begun. Between the two stands `planned_size`, which never
+reads a layer.
+
+Everything that varies in the bytes is in the key, and nothing else is.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from data.registry import BlobLocation
+from data.storage.base import BlobNotFound
+from endpoints.image import BlobNotRegistered, ImageFinder, Layer
+from endpoints.services import Services
+from endpoints.streams import Chunks, kept, read_through, started
+from formats.tarimageformatter import SourceImage, TarImageFormatter
+from util.compression import Compression, compressed, compression_revision
+from util.layerindex import LayerIndex
+from util.oci import Platform
+from util.problem import Damaged, Missing
+from util.streamlayerformat import LayerSource, StreamLayerMerger
+
+log = logging.getLogger(__name__)
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_COMPRESSED = {Compression.GZIP: "application/gzip", Compression.ZSTD: "application/zstd"}
+_LOOKUPS = 8
+
+
+class VerbNotFound(Missing):
+    """A verb that no installed format has. `existing` holds those there are."""
+
+    code = "VERB_UNKNOWN"
+
+    def __init__(self, verb: str, existing: Iterable[str]) -> None:
+        self.existing = tuple(existing)
+        super().__init__(f"there is no verb {verb!r}; there are: {', '.join(self.existing)}")
+
+
+class BlobCutShort(Damaged):
+    """A blob that has another length in storage than the registry says."""
+
+    code = "BLOB_CUT_SHORT"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What somebody asks for. `reference` is a tag or a manifest's digest; None means the default."""
+
+    verb: str
+    namespace: str
+    repository: str
+    reference: str
+    platform: Platform | None = None
+    compression: Compression | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedImage:
+    """A derived image, made or not. `key` names its bytes: two with one key are the same to the byte."""
+
+    key: str
+    source: SourceImage
+    formatter: TarImageFormatter
+    compression: Compression
+    layers: tuple[Layer, ...]
+
+    @property
+    def etag(self) -> str:
+        """What the bytes are called over HTTP, without the quotes: a strong validator."""
+        return self.key
+
+    @property
+    def path(self) -> str:
+        """Where storage keeps it."""
+        return f"verbs/derived/{self.key[:2]}/{self.key}"
+
+    @property
+    def file_name(self) -> str:
+        """A telling name in safe characters, e.g. `library_alpine_3.20-linux-amd64.aci`."""
+        tag = self.source.tag
+        reference = tag.replace(":", "-")[:19] if ":" in tag else tag
+        image = "_".join((self.source.namespace, *self.source.repository.split("/"), reference))
+        extension = self.formatter.file_extension
+        # A format with a name of its own keeps it, whatever wraps it: rkt wants `.aci`.
+        suffix = self.compression.suffix if extension.endswith(".tar") else ""
+        return _UNSAFE.sub("-", f"{image}-{self.source.platform}") + extension + suffix
+
+    @property
+    def media_type(self) -> str:
+        """What the bytes are: the compression's type, or the format's own."""
+        return _COMPRESSED.get(self.compression, self.formatter.media_type)
+
+    def __str__(self) -> str:
+        return f"{self.formatter.verb} of {self.source.namespace}/{self.source.repository}:{self.source.tag}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The bytes of a derived image. Whoever gets it closes `chunks`. `size` is None where only the end will tell."""
+
+    chunks: Chunks
+    size: int | None
+
+
+class Deriver:
+    """Makes derived images of what a registry and a storage hold."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._finder = ImageFinder(services.registry, services.storage, services.permission)
+
+    def resolve(self, wish: Wish) -> DerivedImage:
+        """Return the image that `wish` means. Reads no layer.
+
+        Raises what ImageFinder.find raises, Denied first of all, and VerbNotFound.
+        """
+        settings = self._services.settings
+        formatter = self._services.formatters.get(wish.verb)
+        if formatter is None:
+            raise VerbNotFound(wish.verb, self._services.formatters)
+        image = self._finder.find(wish.namespace, wish.repository, wish.reference, wish.platform)
+        compression = formatter.default_compression if wish.compression is None else wish.compression
+        identity = {
+            "manifest": str(image.manifest_digest),
+            "verb": formatter.verb,
+            "revision": formatter.revision,
+            "host": settings.server_hostname,
+            "url_scheme": settings.url_scheme,
+            "namespace": wish.namespace,
+            "repository": wish.repository,
+            "tag": wish.reference,
+            "platform": str(image.platform),
+        }
+        wrapping = {"compression": str(compression), "compression_revision": compression_revision(compression)}
+        source = SourceImage(
+            host=settings.server_hostname,
+            url_scheme=settings.url_scheme,
+            namespace=wish.namespace,
+            repository=wish.repository,
+            tag=wish.reference,
+            manifest_digest=image.manifest_digest,
+            platform=image.platform,
+            config=image.config,
+            layer_count=len(image.layers),
+            image_id=_hash(identity),  # without the wrapping: what is unwrapped is the same whatever it was wrapped in
+        )
+        return DerivedImage(_hash(identity | wrapping), source, formatter, compression, image.layers)
+
+    def stored_size(self, image: DerivedImage) -> int | None:
+        """Return how many bytes storage keeps of `image`, None when it has not been kept.
+
+        A storage that cannot tell has nothing: the image is then made, or that fails with a better reason.
+        """
+        try:
+            return self._services.storage.preferred.size(image.path)
+        except BlobNotFound:
+            return None
+        except Exception:
+            log.exception("storage cannot tell whether it keeps %s", image.path)
+            return None
+
+    def stored(self, image: DerivedImage, size: int, *, offset: int = 0, length: int | None = None) -> Stream:
+        """Return `length` bytes from `offset` of the `size` that storage keeps of `image`, to the end when None."""
+        length = size - offset if length is None else length
+        stream = self._services.storage.preferred.open(image.path, offset=offset, length=length)
+        return Stream(started(read_through(stream, length, what=f"the stored {image}")), length)
+
+    def planned_size(self, image: DerivedImage) -> int | None:
+        """Return how large `image` will be when it is made, None where only making it would tell. Reads no layer.
+
+        It is known where the image is uncompressed and all its layers are indexed. Raises what `make` raises about
+        layers that are missing, or cannot be merged or expressed.
+        """
+        if image.compression is not Compression.NONE:
+            return None
+        blobs = self._blobs(image)
+        indexes = [index for blob in blobs if (index := self._services.indexes.peek(blob)) is not None]
+        if len(indexes) < len(blobs):
+            return None
+        return image.formatter.size(image.source, self._rootfs(image, blobs, indexes))
+
+    def make(self, image: DerivedImage) -> Stream:
+        """Return `image` as it is being made; it is kept when it has come to its end, unless the registry is read-only.
+
+        Everything that can be found before the first byte is raised here: Damaged, Malformed, TooLarge,
+        Inexpressible. What the iteration raises later makes the bytes before it worthless; nothing is kept then.
+        """
+        blobs = self._blobs(image)
+        indexes = self._services.indexes.many(blobs, [layer.diff_id for layer in image.layers])
+        rootfs = self._rootfs(image, blobs, indexes)
+        size = image.formatter.size(image.source, rootfs) if image.compression is Compression.NONE else None
+        chunks = compressed(image.formatter.stream_generator(image.source, rootfs), image.compression)
+        if not self._services.settings.readonly:
+            chunks = kept(chunks, self._services.storage.preferred, image.path)
+        return Stream(started(chunks), size)
+
+    def stream(self, image: DerivedImage) -> Stream:
+        """Return `image` from storage where it is kept, else as it is being made. Raises what `make` raises."""
+        stored = self.stored_size(image)
+        return self.make(image) if stored is None else self.stored(image, stored)
+
+    def _blobs(self, image: DerivedImage) -> list[BlobLocation]:
+        """Return where each layer lies, base first, after looking whether it does. Raises Damaged."""
+        wanted = {layer.digest for layer in image.layers}
+        found = self._services.registry.blobs(image.source.namespace, image.source.repository, wanted)
+        for layer in image.layers:
+            if layer.digest not in found:
+                raise BlobNotRegistered(f"layer {layer.digest} is not among the repository's blobs")
+        # One after the other would be a round trip to S3 for each of a hundred layers.
+        with ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="blob") as pool:
+            for _ in pool.map(self._check_blob, found.values()):
+                pass
+        return [found[layer.digest] for layer in image.layers]
+
+    def _check_blob(self, blob: BlobLocation) -> None:
+        size = self._services.storage.size(blob.locations, blob.path)
+        if blob.size is not None and size != blob.size:
+            raise BlobCutShort(f"layer {blob.digest} has {size} bytes in storage and should have {blob.size}")
+
+    def _rootfs(
+        self, image: DerivedImage, blobs: Sequence[BlobLocation], indexes: Sequence[LayerIndex]
+    ) -> StreamLayerMerger:
+        storage = self._services.storage
+        sources = [
+            LayerSource(blob.digest, blob.size, index, partial(storage.open, blob.locations, blob.path))
+            for blob, index in zip(blobs, indexes, strict=True)
+        ]
+        rootfs = StreamLayerMerger(sources, path_prefix=image.formatter.path_prefix, limits=self._services.limits)
+        image.formatter.check(image.source, rootfs)
+        return rootfs
+
+
+def _hash(identity: Mapping[str, object]) -> str:
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,72 @@
+"""What the ways in work with: look-ups, storage, layer indexes, formats, settings and a permission check, as one value.
+
+The law: services are made once for an application, from its settings and from what its host brings along, and are
+handed down; nothing looks for them elsewhere. None of them knows an application.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from data.database import Engine, create_tables, make_engine
+from data.layerindexes import LayerIndexes
+from data.registry import Registry, SqlRegistry
+from data.storage.base import Storage
+from data.storage.distributed import DistributedStorage, storage_from_config
+from endpoints.access import Permission
+from endpoints.settings import Settings
+from formats import installed_formatters
+from formats.tarimageformatter import TarImageFormatter
+from util.layerindex import LayerLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that is needed to derive an image."""
+
+    settings: Settings
+    registry: Registry
+    storage: DistributedStorage
+    indexes: LayerIndexes
+    formatters: Mapping[str, TarImageFormatter]
+    permission: Permission
+
+    @property
+    def limits(self) -> LayerLimits:
+        """How much a layer, and an image, may have."""
+        return limits_of(self.settings)
+
+
+def limits_of(settings: Settings) -> LayerLimits:
+    """Return the limits that `settings` set."""
+    return LayerLimits(max_entries=settings.max_entries, max_size=settings.max_size)
+
+
+def make_services(
+    settings: Settings,
+    *,
+    permission: Permission,
+    engine: Engine | None = None,
+    storage: DistributedStorage | Storage | None = None,
+) -> Services:
+    """Return services as `settings` say, with a host's own `engine` and `storage` where they are given.
+
+    The embedded database is made when it is not there; one that `DB_URI` names is somebody else's and only read. No
+    connection stays open, so what comes out may cross a fork.
+    """
+    if engine is None:
+        engine = make_engine(settings.db_uri)
+        if settings.embedded_database:
+            create_tables(engine)
+            engine.dispose()
+    if storage is None:
+        storage = storage_from_config(settings)
+    elif isinstance(storage, Storage):
+        storage = DistributedStorage({"default": storage}, ["default"])
+    return Services(
+        settings=settings,
+        registry=SqlRegistry(engine),
+        storage=storage,
+        indexes=LayerIndexes(storage, limits_of(settings)),
+        formatters=installed_formatters(),
+        permission=permission,
+    )

@@ -1,0 +1,217 @@
+"""The command line, as a process: what it prints where, how it exits, and what it leaves behind."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from test.images import Image, Layer
+from test.layers import file
+from test.place import Place
+
+PROGRAM = [sys.executable, "-c", "import app; app.main()"]
+HALTING = """
+import sys, time, app
+from endpoints.output import Output
+
+def write(output, chunk):
+    print("halted", file=sys.stderr, flush=True)
+    time.sleep(60)
+
+Output.write = write
+app.main()
+"""
+IMAGE = Image([Layer([file(b"etc/hostname", b"here\n")])])
+LARGE = Image([Layer([file(b"noise", os.urandom(8 << 20))])])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("place"))
+    place.push("acme/app:1.0", IMAGE)
+    place.push("acme/large:1.0", LARGE)
+    return place
+
+
+def environment(place: Place, **more: str) -> dict[str, str]:
+    return {**os.environ, "VERBS_DATA_DIR": place.configuration["VERBS_DATA_DIR"], "COLUMNS": "100", **more}
+
+
+def run(place: Place, *arguments: str, **more: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*PROGRAM, *arguments], env=environment(place, **more), capture_output=True, check=False, timeout=60
+    )
+
+
+def failure(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Return the one line that a failure says."""
+    assert done.returncode == 1
+    assert done.stdout == b""
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith("registry-verbs: ")
+    return line
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("import",), ("derive",), ("formats",)])
+def test_help_has_examples(place: Place, command: tuple[str, ...]) -> None:
+    done = run(place, *command, "--help")
+    assert done.returncode == 0
+    assert b"Example" in done.stdout
+    assert b"\n  registry-verbs " in done.stdout.replace(b"\n    registry-verbs ", b"\n  registry-verbs ")
+
+
+def test_formats_lists_each_verb_with_a_line_to_copy(place: Place) -> None:
+    done = run(place, "formats", SERVER_HOSTNAME="registry.example.com", PREFERRED_URL_SCHEME="https")
+    text = done.stdout.decode()
+    assert done.returncode == 0
+    for verb in ("aci", "rootfs", "squash"):
+        assert f"\n{verb} " in f"\n{text}"
+    assert "https://registry.example.com/c1/squash/" in text
+
+
+def test_derive_writes_the_image_alone_to_stdout(place: Place, tmp_path: Path) -> None:
+    done = run(place, "derive", "rootfs", "acme/app:1.0")
+    assert (done.returncode, done.stderr) == (0, b"")
+    (tmp_path / "rootfs.tar").write_bytes(done.stdout)
+    with tarfile.open(tmp_path / "rootfs.tar") as tar:
+        assert "etc/hostname" in tar.getnames()
+
+
+def test_derive_writes_a_file_or_into_a_folder(place: Place, tmp_path: Path) -> None:
+    assert run(place, "derive", "aci", "acme/app:1.0", "-o", str(tmp_path / "app.aci")).returncode == 0
+    assert run(place, "derive", "aci", "acme/app:1.0", "-o", str(tmp_path)).returncode == 0
+    assert sorted(os.listdir(tmp_path)) == ["acme_app_1.0-linux-amd64.aci", "app.aci"]
+    assert (tmp_path / "app.aci").read_bytes() == (tmp_path / "acme_app_1.0-linux-amd64.aci").read_bytes()
+
+
+def test_derive_is_the_same_as_over_http(place: Place) -> None:
+    done = run(
+        place, "derive", "squash", "acme/app:1.0", "--compression", "zstd", SERVER_HOSTNAME="registry.example.com"
+    )
+    answer = place.app().test_client().get("/c1/squash/acme/app/1.0?compression=zstd")
+    assert done.stdout == answer.data
+
+
+def test_derive_reads_private_images_for_the_operator(place: Place) -> None:
+    place.push("acme/private:1.0", IMAGE, private=True)
+    assert run(place, "derive", "rootfs", "acme/private:1.0").returncode == 0
+
+
+def test_a_binary_stream_is_not_written_to_a_terminal(place: Place) -> None:
+    controller, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            [*PROGRAM, "derive", "rootfs", "acme/app:1.0"],
+            env=environment(place),
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+    finally:
+        os.close(terminal)
+        os.close(controller)
+    assert done.returncode == 2
+    assert b"-o FILE" in done.stderr
+
+
+def test_progress_is_shown_on_a_terminal_alone(place: Place, tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    command = [*PROGRAM, "derive", "rootfs", "acme/large:1.0", "-o", str(tmp_path / "rootfs.tar")]
+    with subprocess.Popen(command, env=environment(place, TERM="xterm"), stderr=terminal) as running:
+        os.close(terminal)
+        shown = bytearray()
+        while chunk := _read(controller):
+            shown += chunk
+    os.close(controller)
+    assert running.returncode == 0
+    assert b"acme_large_1.0-linux-amd64.tar" in shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # what a terminal answers when the other end is closed
+        return b""
+
+
+def test_a_reader_that_leaves_ends_it_quietly(place: Place) -> None:
+    with subprocess.Popen(
+        [*PROGRAM, "derive", "rootfs", "acme/large:1.0", "--compression", "zstd"],
+        env=environment(place),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.read(1)
+        running.stdout.close()
+        said = running.stderr.read()
+    assert (running.returncode, said) == (1, b"")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_who_stops_it_finds_nothing_half_written(place: Place, tmp_path: Path, number: int, status: int) -> None:
+    command = [sys.executable, "-c", HALTING, "derive", "rootfs", "acme/large:1.0", "-o", str(tmp_path)]
+    with subprocess.Popen(command, env=environment(place), stderr=subprocess.PIPE) as running:
+        assert running.stderr is not None
+        assert running.stderr.readline() == b"halted\n"
+        assert len(os.listdir(tmp_path)) == 1
+        running.send_signal(number)
+        said = running.stderr.read()
+    assert running.returncode == status
+    assert b"Traceback" not in said
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_missing_is_said_in_one_line(place: Place) -> None:
+    assert "1.0" in failure(run(place, "derive", "rootfs", "acme/app:9.9"))
+    assert "acme/absent" in failure(run(place, "derive", "rootfs", "acme/absent:1.0"))
+    assert "linux/amd64" in failure(run(place, "derive", "rootfs", "acme/app:1.0", "--platform", "linux/s390x"))
+    assert "squash" in failure(run(place, "derive", "floppy", "acme/app:1.0"))
+
+
+def test_a_file_that_cannot_be_written_is_named(place: Place, tmp_path: Path) -> None:
+    said = failure(run(place, "derive", "rootfs", "acme/app:1.0", "-o", str(tmp_path / "nowhere" / "x.tar")))
+    assert "nowhere/x.tar cannot be written: No such file or directory" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("derive", "rootfs"),
+        ("derive", "rootfs", "acme"),
+        ("derive", "rootfs", "acme/app:1.0:2.0"),
+        ("derive", "rootfs", "acme/app:1.0", "--platform", "amd64"),
+        ("derive", "rootfs", "acme/app:1.0", "--compression", "xz"),
+        ("serve", "--port", "70000"),
+        ("serve", "--workers", "0"),
+        ("nothing",),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_a_usage_error(place: Place, arguments: tuple[str, ...]) -> None:
+    done = run(place, *arguments)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("serve",), ("derive", "rootfs", "acme/app:1.0"), ("formats",)])
+def test_a_wrong_setting_is_a_usage_error_in_one_line(place: Place, command: tuple[str, ...]) -> None:
+    done = run(place, *command, REGISTRY_STATE="asleep")
+    assert done.returncode == 2
+    assert done.stderr == b"registry-verbs: REGISTRY_STATE is 'asleep'; allowed: normal or readonly\n"
+
+
+def test_help_comes_at_once(place: Place) -> None:
+    def seconds() -> float:
+        begin = time.monotonic()
+        run(place, "--help")
+        return time.monotonic() - begin
+
+    assert min(seconds() for _ in range(5)) < 0.3

@@ -1,0 +1,154 @@
+"""The service as it runs: `registry-verbs serve`, asked by clients that we did not write."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from test.images import Image, Layer
+from test.layers import file
+from test.place import Place
+
+SOUND = Image([Layer([file(b"noise", os.urandom(4 << 20))]), Layer([file(b"etc/hostname", b"sound\n")])])
+# Larger than what compression holds back: the first bytes are out before the last ones are read.
+SPOILT = Image([Layer([file(b"noise", os.urandom(32 << 20))]), Layer([file(b"etc/hostname", b"spoilt\n")])])
+MISSING = Image([Layer([file(b"etc/hostname", b"missing\n")])])
+
+
+@dataclass(frozen=True)
+class Running:
+    """A place and the server that serves it."""
+
+    place: Place
+    url: str
+    process: "subprocess.Popen[str]"
+
+
+@contextlib.contextmanager
+def served(place: Place) -> Iterator[Running]:
+    command = [sys.executable, "-c", "import app; app.main()", "serve", "--port", "0", "--workers", "1"]
+    environment = {**os.environ, **place.configuration}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        match = re.match(r"Listening on (http://127\.0\.0\.1:\d+)", process.stdout.readline())
+        assert match is not None
+        try:
+            yield Running(place, match[1], process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.stdout.read()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    place = Place(tmp_path_factory.mktemp("place"))
+    place.push("acme/sound:1.0", SOUND)
+    place.push("acme/spoilt:1.0", SPOILT)
+    place.push("acme/missing:1.0", MISSING)
+    content = place.blob(SPOILT.layers[0]).read_bytes()
+    place.blob(SPOILT.layers[0]).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    place.blob(MISSING.layers[0]).unlink()
+    with served(place) as running:
+        yield running
+
+
+def curl(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(["curl", "-s", *arguments], capture_output=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("verb", ["squash", "aci", "rootfs"])
+def test_curl_downloads_an_image_under_its_own_name(running: Running, tmp_path: Path, verb: str) -> None:
+    done = subprocess.run(
+        ["curl", "-sfOJL", f"{running.url}/c1/{verb}/acme/sound/1.0"], cwd=tmp_path, check=False, timeout=60
+    )
+    assert done.returncode == 0
+    (name,) = os.listdir(tmp_path)
+    assert name.startswith("acme_sound_1.0-linux-amd64.")
+    with tarfile.open(tmp_path / name) as tar:
+        assert tar.getnames()
+
+
+def test_the_second_download_is_the_same(running: Running) -> None:
+    first, second = (curl("-f", f"{running.url}/c1/squash/acme/sound/1.0?compression=zstd") for _ in range(2))
+    assert first.stdout == second.stdout != b""
+
+
+def test_a_download_is_taken_up_where_it_broke_off(running: Running, tmp_path: Path) -> None:
+    url = f"{running.url}/c1/squash/acme/sound/1.0"
+    whole = curl("-f", url).stdout
+    part = tmp_path / "part"
+    part.write_bytes(whole[:1_000_000])
+    assert curl("-f", "-C", "-", "-o", str(part), url).returncode == 0
+    assert part.read_bytes() == whole
+
+
+def test_a_head_has_the_length_of_what_comes(running: Running) -> None:
+    url = f"{running.url}/c1/rootfs/acme/sound/1.0"
+    head = curl("-f", "--head", url).stdout.decode().lower()
+    assert f"content-length: {len(curl('-f', url).stdout)}\r\n" in head
+
+
+@pytest.mark.parametrize("query", ["compression=none", "compression=gzip", "compression=zstd"])
+@pytest.mark.parametrize("version", ["--http1.1", "--http1.0"])
+def test_curl_takes_no_spoilt_image_for_a_whole_one(running: Running, query: str, version: str) -> None:
+    done = curl("-f", version, f"{running.url}/c1/squash/acme/spoilt/1.0?{query}")
+    assert done.returncode in {18, 56}  # partial file; failure in receiving
+    assert done.stdout
+    assert not kept_of(running, "spoilt")
+
+
+def test_python_takes_no_spoilt_image_for_a_whole_one(running: Running) -> None:
+    connection = http.client.HTTPConnection(urlsplit(running.url).netloc, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("GET", "/c1/squash/acme/spoilt/1.0")
+        with pytest.raises(http.client.IncompleteRead):
+            connection.getresponse().read()
+
+
+def test_what_is_found_before_the_first_byte_is_a_clear_answer(running: Running) -> None:
+    done = curl("-w", "%{http_code}", f"{running.url}/c1/squash/acme/missing/1.0")
+    body, status = done.stdout[:-3], done.stdout[-3:]
+    assert status == b"502"
+    (error,) = json.loads(body)["errors"]
+    assert error["code"].startswith("BLOB_")
+
+
+def test_who_leaves_early_leaves_nothing_half_kept(running: Running) -> None:
+    before = running.place.files()
+    connection = http.client.HTTPConnection(urlsplit(running.url).netloc, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("GET", "/c1/aci/acme/sound/1.0?compression=none")
+        connection.getresponse().read(1000)
+    assert curl("-f", f"{running.url}/c1/_internal_ping").stdout == b"true"
+    deadline = 100
+    while running.place.files() != before and deadline:
+        deadline -= 1
+        curl("-f", f"{running.url}/c1/_internal_ping")
+    assert running.place.files() == before
+
+
+def kept_of(running: Running, repository: str) -> bool:
+    """Tell whether anything derived of acme/`repository` is kept."""
+    url = f"{running.url}/c1/squash/acme/{repository}/1.0"
+    heads = [curl("--head", f"{url}?compression={each}").stdout.decode().lower() for each in ("none", "gzip", "zstd")]
+    return any("accept-ranges" in head for head in heads)
+
+
+def test_it_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    with served(place) as running:
+        assert curl("-f", f"{running.url}/c1/_internal_ping").stdout == b"true"
+    assert running.process.returncode == 0
