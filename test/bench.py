@@ -220,18 +220,6 @@ def _wait_for(url: str) -> None:
 # What is measured: the limit and the peers
 
 
-def layers_of(folder: Path) -> list[Path]:
-    """Return the layers of the image in an OCI layout, base first."""
-    blobs = folder / "blobs" / "sha256"
-
-    def blob(descriptor: Mapping[str, str]) -> Path:
-        return blobs / descriptor["digest"].removeprefix("sha256:")
-
-    index = json.loads((folder / "index.json").read_text())
-    manifest = json.loads(blob(index["manifests"][0]).read_text())
-    return [blob(layer) for layer in manifest["layers"]]
-
-
 def inflate(layers: Sequence[Path]) -> Run:
     runs = [measure(["igzip", "-dc", str(layer)]) for layer in layers]
     return Run(sum(run.seconds for run in runs), max(run.peak for run in runs))
@@ -270,9 +258,7 @@ def peers(image: str) -> Iterator[Subject]:
         if shutil.which(program) is None:
             continue
         if program in {"crane", "docker2aci"} and not archive.exists():
-            if shutil.which("skopeo") is None:
-                continue
-            measure(["skopeo", "copy", f"oci:{layout}:1", f"docker-archive:{archive}:{image}:1"])
+            machineimage.write_docker_archive(layout, archive, f"{image}:1")
         yield Subject(Row(names[program]), command, once=True)
 
 
@@ -281,15 +267,18 @@ def peers(image: str) -> Iterator[Subject]:
 
 def prepare(names: Sequence[str]) -> None:
     """Make the images and two registries that hold them, one with layer indexes and one to be robbed of them."""
-    for name, build in {name: _builder(name) for name in names}.items():
+    for name in names:
         folder = WORK / "images" / name
         if not folder.exists():
             say(f"building {name}")
             folder.parent.mkdir(parents=True, exist_ok=True)
-            build(folder)
-            for state in ("indexed", "bare"):
+            _builder(name)(folder)
+        for state in ("indexed", "bare"):
+            imported = WORK / state / f"{name}.imported"
+            if not imported.exists():
                 environment = {**os.environ, "VERBS_DATA_DIR": str(WORK / state)}
                 subprocess.run([PROGRAM, "import", f"oci:{folder}", f"bench/{name}:1"], env=environment, check=True)
+                imported.touch()
 
 
 def _builder(name: str) -> Callable[[Path], None]:
@@ -321,7 +310,7 @@ def take(subjects: Sequence[Subject], runs: int) -> None:
 
 def measure_image(image: str, runs: int, server: Server) -> dict[str, Any]:
     """Return the figures of one image."""
-    layers = layers_of(WORK / "images" / image)
+    layers = machineimage.layers_of(WORK / "images" / image)
     plain = WORK / "plain"
     with plain.open("wb") as out:
         command = derive(image, "squash", "none")
@@ -407,7 +396,7 @@ def take_steps(folder: Path) -> dict[str, float]:
         yield
         seconds[name] = time.perf_counter() - start
 
-    layers = layers_of(folder)
+    layers = machineimage.layers_of(folder)
     with step("index"):
         dumps = []
         for layer in layers:

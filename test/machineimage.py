@@ -4,7 +4,9 @@ The law: an image is an OCI layout in a folder, written in one pass and there as
 written with Python's own tarfile, not with the project's code, which is measured and shown with them.
 """
 
+import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -15,13 +17,14 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 from isal import isal_zlib
 
@@ -386,6 +389,53 @@ def _demo_run() -> dict[str, Any]:
         "StopSignal": "SIGINT",
         "Healthcheck": {"Test": ["CMD", "python3", "-c", "pass"], "Interval": 30_000_000_000, "Retries": 3},
     }
+
+
+# The same image as an archive
+
+
+def layers_of(folder: Path) -> list[Path]:
+    """Return the layers of the image in an OCI layout, base first."""
+    return [_blob(folder, layer) for layer in _manifest(folder)["layers"]]
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    index = json.loads((folder / "index.json").read_text())
+    manifest: dict[str, Any] = json.loads(_blob(folder, index["manifests"][0]).read_text())
+    return manifest
+
+
+def _blob(folder: Path, descriptor: Mapping[str, str]) -> Path:
+    return folder / "blobs" / "sha256" / descriptor["digest"].removeprefix("sha256:")
+
+
+def write_docker_archive(folder: Path, archive: Path, name: str) -> None:
+    """Write the image of an OCI layout as `docker save` did for years, which is what old programs still expect."""
+    config = _blob(folder, _manifest(folder)["config"]).read_bytes()
+    ids: list[str] = []
+    with tarfile.open(archive, "w") as tar:
+
+        def add(path: str, content: BinaryIO) -> None:
+            entry = tarfile.TarInfo(path)
+            entry.size = content.seek(0, os.SEEK_END)
+            content.seek(0)
+            tar.addfile(entry, content)
+
+        for layer in layers_of(folder):
+            parent = {"parent": ids[-1]} if ids else {}
+            ids.append(hashlib.sha256(f"{layer.name} over {parent}".encode()).hexdigest())
+            document = {**json.loads(config), "id": ids[-1], **parent}
+            add(f"{ids[-1]}/json", io.BytesIO(json.dumps(document).encode()))
+            add(f"{ids[-1]}/VERSION", io.BytesIO(b"1.0"))
+            with tempfile.TemporaryFile(dir=archive.parent) as inflated, gzip.open(layer) as stream:
+                shutil.copyfileobj(stream, inflated, 1 << 20)
+                add(f"{ids[-1]}/layer.tar", inflated)
+        repository, _, tag = name.partition(":")
+        layers = [f"{layer}/layer.tar" for layer in ids]
+        add("config.json", io.BytesIO(config))
+        add("repositories", io.BytesIO(json.dumps({repository: {tag: ids[-1]}}).encode()))
+        manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": layers}]
+        add("manifest.json", io.BytesIO(json.dumps(manifest).encode()))
 
 
 # Images to measure with
