@@ -295,6 +295,9 @@ def layer(*entries: Entry | bytes, dialect: Dialect = "pax", end: bytes = END) -
 
 # --- Sparse files, in the four ways that GNU tar knows ----------------------------------------------------------------
 
+# The data of all regions follows on from one another; only the last may end within a block. GNU tar starts each region
+# at a block, other readers do not, and both agree on what real writers write.
+
 Regions = list[tuple[int, bytes]]
 
 

@@ -801,8 +801,15 @@ def test_file_type_bits_in_a_mode_do_no_harm() -> None:
 def test_sparse_files_keep_their_content_and_their_name(
     sparse: Callable[[bytes, int, layers.Regions], bytes], path_prefix: bytes
 ) -> None:
-    regions = [(0, b"head"), (4096, b"m" * 512), (10_000, b"odd"), (20_000, b""), (70_000, b"z" * 1000), (100_000, b"")]
-    many = [(at * 1024, b"%03d" % at) for at in range(60)] + [(60 * 1024, b"")]
+    regions = [
+        (0, b"h" * 512),
+        (4096, b"m" * 512),
+        (10_240, b"o" * 1024),
+        (20_480, b""),
+        (71_680, b"z" * 1000),
+        (100_000, b""),
+    ]
+    many = [(at * 1024, b"%03d-" % at * 128) for at in range(60)] + [(60 * 1024, b"")]
     stack: list[Entry | bytes] = [
         sparse(b"d/some", 100_000, regions),
         sparse(b"none", 5000, [(5000, b"")]),

@@ -563,7 +563,7 @@ CUT = layers.layer(
     file(b"d/" + b"n" * 120, b"2"),
     hardlink(b"l", b"a"),
     layers.pax_sparse_10(b"sparse", 5000, [(1000, b"s" * 600)]),
-    layers.old_gnu_sparse(b"old", 50_000, [(at * 2000, b"%02d" % at) for at in range(10)]),
+    layers.old_gnu_sparse(b"old", 50_000, [(at * 2048, b"%02d" % at * 256) for at in range(10)]),
 )
 
 
@@ -639,7 +639,7 @@ def test_global_headers_without_end_are_refused() -> None:
 
 
 def test_sparse_extension_blocks_without_end_are_refused() -> None:
-    whole = layers.old_gnu_sparse(b"s", 1 << 40, [(at * 1000, b"x") for at in range(60)])
+    whole = layers.old_gnu_sparse(b"s", 1 << 40, [(at * 1024, b"x" * 512) for at in range(60)])
     start, block = whole[:512], bytearray(whole[512:1024])
     block[504] = 1
     error_of(iter(Endless(start, bytes(block))))
@@ -762,7 +762,7 @@ FUZZED = [
     layers.layer(
         layers.pax_sparse_00(b"a", 5000, [(1000, b"s" * 600)]),
         layers.pax_sparse_01(b"b", 5000, [(1000, b"s" * 600)]),
-        layers.old_gnu_sparse(b"c", 50_000, [(at * 2000, b"%02d" % at) for at in range(30)]),
+        layers.old_gnu_sparse(b"c", 50_000, [(at * 1024, b"%02d" % at * 256) for at in range(30)]),
     ),
 ]
 
