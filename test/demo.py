@@ -1,0 +1,58 @@
+"""Puts the demo image into a registry of our own that has nothing in it yet, and prints lines to try: `make run`.
+
+The law: a registry that somebody else keeps, named by DB_URI, is never written to.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from app import read_configuration
+from endpoints.access import everything
+from endpoints.services import make_services
+from endpoints.settings import Settings
+from formats import installed_formatters
+from test.machineimage import build_demo
+from util.problem import Missing
+
+NAMESPACE, REPOSITORY, TAG = "demo", "python", "3"
+
+
+def has_demo(settings: Settings) -> bool:
+    """Tell whether the demo is in the registry."""
+    try:
+        return bool(make_services(settings, permission=everything).registry.tags(NAMESPACE, REPOSITORY))
+    except Missing:
+        return False
+
+
+def import_demo(work: Path) -> None:
+    """Build the demo under `work` and import it as anybody would: by the command line."""
+    folder = work / "demo"
+    shutil.rmtree(folder, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    build_demo(folder, tag=TAG)
+    program = Path(sys.executable).with_name("registry-verbs")
+    subprocess.run([program, "import", f"oci:{folder}:{TAG}", f"{NAMESPACE}/{REPOSITORY}:{TAG}"], check=True)
+    shutil.rmtree(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m test.demo", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="where the server will be (default %(default)s)")
+    url = parser.parse_args().url
+    settings = Settings.parse(read_configuration())
+    if not settings.embedded_database:
+        return
+    if not has_demo(settings):
+        print(f"Making {NAMESPACE}/{REPOSITORY}:{TAG} of this machine's own Python ...", flush=True)
+        import_demo(Path(settings.data_dir, "work"))
+    print("To try, from another terminal:")
+    for verb, formatter in installed_formatters().items():
+        print(f"  {formatter.usage.format(url=f'{url}/c1/{verb}/{NAMESPACE}/{REPOSITORY}/{TAG}')}")
+
+
+if __name__ == "__main__":
+    main()
