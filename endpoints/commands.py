@@ -163,9 +163,21 @@ def import_(read: ReadConfiguration, *, source: str, image: ImageName, private: 
     from data.importer import import_image
     from endpoints.progress import progress
 
+    if ":" in image.reference:
+        raise click.UsageError(f"an image is imported under a tag, not under a digest: {image}")
     services = _services(read)
     with progress(source, None) as advance:
-        import_image(source, image.namespace, image.repository, image.reference, private=private)
+        import_image(
+            source,
+            image.namespace,
+            image.repository,
+            image.reference,
+            engine=services.engine,
+            storage=services.storage,
+            indexes=services.indexes,
+            private=private,
+            progress=advance,
+        )
     click.echo(f"{image} is imported; try: registry-verbs derive rootfs {image} | tar -tv", err=True)
 
 

@@ -24,6 +24,7 @@ class Services:
     """Everything that is needed to derive an image."""
 
     settings: Settings
+    engine: Engine
     registry: Registry
     storage: DistributedStorage
     indexes: LayerIndexes
@@ -64,6 +65,7 @@ def make_services(
         storage = DistributedStorage({"default": storage}, ["default"])
     return Services(
         settings=settings,
+        engine=engine,
         registry=SqlRegistry(engine),
         storage=storage,
         indexes=LayerIndexes(storage, limits_of(settings)),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from test.images import Image, Layer
+from test.images import Image, Layer, Layout
 from test.layers import file
 from test.place import Place
 
@@ -170,6 +170,22 @@ def test_who_stops_it_finds_nothing_half_written(place: Place, tmp_path: Path, n
     assert os.listdir(tmp_path) == []
 
 
+def test_what_has_been_imported_can_be_derived(place: Place, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "layout")
+    source = layout.tag("edge", layout.image(IMAGE))
+    done = run(place, "import", source, "acme/imported:1.0")
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"registry-verbs derive rootfs acme/imported:1.0" in done.stderr
+    assert place.app().test_client().get("/c1/rootfs/acme/imported/1.0").status_code == 200
+
+
+def test_what_is_imported_as_private_is_not_for_everybody(place: Place, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "layout")
+    source = layout.tag("edge", layout.image(IMAGE))
+    assert run(place, "import", source, "acme/hidden:1.0", "--private").returncode == 0
+    assert place.app().test_client().get("/c1/rootfs/acme/hidden/1.0").status_code == 403
+
+
 def test_what_is_missing_is_said_in_one_line(place: Place) -> None:
     assert "1.0" in failure(run(place, "derive", "rootfs", "acme/app:9.9"))
     assert "acme/absent" in failure(run(place, "derive", "rootfs", "acme/absent:1.0"))
@@ -190,6 +206,7 @@ def test_a_file_that_cannot_be_written_is_named(place: Place, tmp_path: Path) ->
         ("derive", "rootfs", "acme/app:1.0:2.0"),
         ("derive", "rootfs", "acme/app:1.0", "--platform", "amd64"),
         ("derive", "rootfs", "acme/app:1.0", "--compression", "xz"),
+        ("import", "oci:layout", f"acme/app@sha256:{'0' * 64}"),
         ("serve", "--port", "70000"),
         ("serve", "--workers", "0"),
         ("nothing",),

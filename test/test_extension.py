@@ -3,11 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from flask import Flask, abort, g, request
 
-from endpoints.access import Unauthenticated
+from endpoints.access import Permission, Unauthenticated
 from endpoints.extension import RegistryVerbs
 from endpoints.settings import InvalidSetting
 from test.images import Image, Layer
@@ -66,7 +67,7 @@ def test_a_host_s_one_storage_is_taken_as_it_is(place: Place) -> None:
 def test_a_check_that_forgets_to_answer_allows_nothing(place: Place) -> None:
     host = Flask("host")
     host.config.update(place.configuration)
-    RegistryVerbs(host, permission=lambda namespace, repository, public: None)  # type: ignore[arg-type,misc,return-value]
+    RegistryVerbs(host, permission=cast("Permission", lambda *_, **__: None))
     assert host.test_client().get("/c1/rootfs/acme/app/1.0").status_code == 403
 
 
