@@ -66,8 +66,8 @@ $(VENV)/.installed: requirements.txt setup.py $(VENV)/.python
 	@touch $@
 
 $(VENV)/.python:
-	@if test -z "$(PYTHON)"; then \
-		echo "registry-verbs needs Python 3.11 or newer. This machine has: `python3 --version 2>&1`." >&2; \
+	@if ! $(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		echo "registry-verbs needs Python 3.11 or newer; this is `$(or $(PYTHON),python3) --version 2>&1`." >&2; \
 		echo "Install one (Debian 12: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3" >&2; \
 		exit 1; fi
 	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
