@@ -14,15 +14,11 @@ from test.layers import Dialect, Entry
 
 Stack = list[list[Entry]]
 
-settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
-settings.register_profile("nightly", deadline=None, print_blob=True)
-
 
 def examples(count: int) -> settings:
-    """Return settings for `count` examples in CI, and ten times as many with `pytest --hypothesis-profile=nightly`."""
-    nightly = settings.get_current_profile_name() == "nightly"
-    profile = settings.get_profile("nightly" if nightly else "ci")
-    return settings(profile, max_examples=count * 10 if nightly else count)
+    """Return settings for `count` examples, the same each time, and ten times as many with the profile `explore`."""
+    profile = settings.get_current_profile_name()
+    return settings(settings.get_profile(profile), max_examples=count * 10 if profile == "explore" else count)
 
 
 LONG = b"n" * 120
