@@ -1,0 +1,1 @@
+"""Values and pure functions on bytes: digests, documents, tar, layer indexes, merge plans. Knows no I/O of its own."""

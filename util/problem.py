@@ -1,0 +1,38 @@
+"""What can be wrong with an input: one base class, and a few kinds that every way in answers alike.
+
+The law: a problem is a fact, raised by exactly one module, and its text is one sentence that names the thing
+(tag, layer digest, entry, key). `code` is for programs, stays the same for ever, and is what the JSON answer
+carries. Which HTTP status or exit code a kind becomes is decided by the ways in, not here.
+"""
+
+from typing import ClassVar
+
+
+class Problem(Exception):
+    """A fact about an input that ends the work; `str()` is one sentence for people."""
+
+    code: ClassVar[str] = "UNKNOWN"
+
+
+class Missing(Problem):
+    """What was asked for does not exist here."""
+
+
+class Unsupported(Problem):
+    """It exists, but is not a container image: an artifact, a chart, a document of an unknown type."""
+
+
+class Inexpressible(Problem):
+    """The image is sound, but the asked-for format has no word for something in it; the text names the field."""
+
+
+class Malformed(Problem):
+    """The image's own content breaks its specification, for every reader and for ever."""
+
+
+class TooLarge(Problem):
+    """The image exceeds a configured limit; the text names the limit and the setting that raises it."""
+
+
+class Damaged(Problem):
+    """What storage holds is not what the registry says it holds: absent, cut short, or other bytes."""
