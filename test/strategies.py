@@ -170,9 +170,45 @@ def aimed(stack: Stack) -> Stack:
 
 
 @st.composite
+def scenes(draw: st.DrawFn) -> tuple[list[Entry], list[Entry]]:
+    """Return what one layer and the next may hold so that a folder, a symlink to it and a change through it meet."""
+    folder, link, name, other = draw(st.permutations([*NAMES[:3], b"l"]))
+    below = [
+        layers.directory(folder, mode=draw(modes)),
+        layers.file(folder + b"/" + name, b"1"),
+        layers.file(folder + b"/" + other + b"/" + name, b"2"),
+        layers.symlink(
+            link, draw(st.sampled_from([folder, b"/" + folder, b"./" + folder + b"/", other + b"/../" + folder]))
+        ),
+        layers.hardlink(other, draw(st.sampled_from([folder, link])) + b"/" + name),
+    ]
+    above = [
+        layers.whiteout(link + b"/" + name),
+        layers.whiteout(folder + b"/" + name),
+        layers.whiteout(link),
+        layers.opaque(link),
+        layers.opaque(folder),
+        layers.directory(link),
+        layers.file(link + b"/" + name, b"3"),
+        layers.file(link + b"/" + other, b"4"),
+        layers.symlink(link, other),
+        layers.hardlink(name, link + b"/" + name),
+    ]
+    changes = draw(st.lists(st.sampled_from(above), min_size=1, max_size=4, unique_by=lambda entry: entry.name))
+    if draw(st.booleans()):  # a folder over the symlink, opaque as Docker writes it
+        changes = (
+            draw(st.permutations([layers.directory(link), draw(st.sampled_from([above[0], above[3]]))])) + changes[1:]
+        )
+    return below, changes
+
+
+@st.composite
 def stacks(draw: st.DrawFn) -> Stack:
-    """Return one to four layers; one in six is left with whatever is wrong with its hard links."""
-    stack = draw(st.lists(st.lists(entries(), max_size=8), min_size=1, max_size=4))
+    """Return one to five layers; one in six is left with whatever is wrong with its hard links."""
+    stack = draw(st.lists(st.lists(entries(), max_size=8), min_size=1, max_size=3))
+    if draw(st.integers(0, 2)) == 2:
+        at = draw(st.integers(0, len(stack)))
+        stack[at:at] = draw(scenes())
     return stack if draw(st.integers(0, 5)) == 5 else aimed(stack)
 
 
