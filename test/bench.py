@@ -231,7 +231,9 @@ def inflate(layers: Sequence[Path]) -> Run:
 
 def peers(image: str) -> Iterator[Subject]:
     """Yield what is on PATH of the programs that do a similar thing, each with what it reads."""
-    layout, archive, out = WORK / "images" / image, WORK / "images" / f"{image}.tar", WORK / "peer"
+    layout, out = WORK / "images" / image, WORK / "peer"
+    # crane inflates the layers of an archive, docker2aci wants them inflated.
+    archives = {"crane": WORK / "images" / f"{image}.tar", "docker2aci": WORK / "images" / f"{image}-inflated.tar"}
 
     def run(*command: str, stdin: Path | None = None) -> Run:
         shutil.rmtree(out, ignore_errors=True)
@@ -249,8 +251,8 @@ def peers(image: str) -> Iterator[Subject]:
         "skopeo": partial(
             run, "skopeo", "copy", f"oci:{layout}:1", f"docker-archive:{out / 'archive'}:bench/{image}:1"
         ),
-        "crane": partial(run, "crane", "export", "-", "-", stdin=archive),
-        "docker2aci": partial(run, "docker2aci", str(archive)),
+        "crane": partial(run, "crane", "export", "-", "-", stdin=archives["crane"]),
+        "docker2aci": partial(run, "docker2aci", str(archives["docker2aci"])),
     }
     names = {
         "umoci": "umoci unpack",
@@ -261,8 +263,9 @@ def peers(image: str) -> Iterator[Subject]:
     for program, command in commands.items():
         if shutil.which(program) is None:
             continue
-        if program in {"crane", "docker2aci"} and not archive.exists():
-            machineimage.write_docker_archive(layout, archive, f"{image}:1")
+        archive = archives.get(program)
+        if archive and not archive.exists():
+            machineimage.write_docker_archive(layout, archive, f"{image}:1", inflated=program == "docker2aci")
         yield Subject(Row(names[program]), command, once=True)
 
 

@@ -409,8 +409,11 @@ def _blob(folder: Path, descriptor: Mapping[str, str]) -> Path:
     return folder / "blobs" / "sha256" / descriptor["digest"].removeprefix("sha256:")
 
 
-def write_docker_archive(folder: Path, archive: Path, name: str) -> None:
-    """Write the image of an OCI layout as `docker save` did for years, which is what old programs still expect."""
+def write_docker_archive(folder: Path, archive: Path, name: str, *, inflated: bool) -> None:
+    """Write the image of an OCI layout as `docker save` did for years, which is what old programs still expect.
+
+    Its layers are `inflated`, as Docker has them there, or stay as they are, as in archives that other programs write.
+    """
     config = _blob(folder, _manifest(folder)["config"]).read_bytes()
     ids: list[str] = []
     with tarfile.open(archive, "w") as tar:
@@ -427,9 +430,10 @@ def write_docker_archive(folder: Path, archive: Path, name: str) -> None:
             document = {**json.loads(config), "id": ids[-1], **parent}
             add(f"{ids[-1]}/json", io.BytesIO(json.dumps(document).encode()))
             add(f"{ids[-1]}/VERSION", io.BytesIO(b"1.0"))
-            with tempfile.TemporaryFile(dir=archive.parent) as inflated, gzip.open(layer) as stream:
-                shutil.copyfileobj(stream, inflated, 1 << 20)
-                add(f"{ids[-1]}/layer.tar", inflated)
+            with tempfile.TemporaryFile(dir=archive.parent) as content:
+                with gzip.open(layer) if inflated else layer.open("rb") as stream:
+                    shutil.copyfileobj(stream, content, 1 << 20)
+                add(f"{ids[-1]}/layer.tar", content)
         repository, _, tag = name.partition(":")
         layers = [f"{layer}/layer.tar" for layer in ids]
         add("config.json", io.BytesIO(config))
