@@ -1,0 +1,1 @@
+"""What is kept: the registry's tables, the storages with its blobs, layer indexes, and the import that fills them."""

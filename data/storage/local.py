@@ -1,0 +1,147 @@
+"""Blobs in a folder of this machine.
+
+The law: a blob is written beside the others, under `.parts/` where no path leads, brought to the disk, and renamed into
+its place; a power cut leaves the old blob or the new one. A part that a killed process left behind is removed by the
+first writer that finds it a day old.
+"""
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from data.storage.base import BlobNotFound, BlobWriter, Storage, StorageUnavailable, check_range, checked_path
+from util.digest import Readable
+
+_PARTS = ".parts"
+_STALE = 24 * 3600  # seconds; a writer that lives touches its part with every chunk
+
+
+class LocalStorage(Storage):
+    """Blobs under the folder `root`, which is made with the first blob."""
+
+    def __init__(self, root: str | Path) -> None:
+        self._root = os.path.abspath(root)
+        self._swept = False
+
+    def open(self, path: str, *, offset: int = 0, length: int | None = None) -> Readable:
+        """Return the stream; a blob that is replaced or deleted meanwhile is read to its own end."""
+        check_range(offset, length)
+        with _translated(path):
+            stream = open(self._place(path), "rb", buffering=0)  # noqa: SIM115 the caller closes it
+            try:
+                end = os.fstat(stream.fileno()).st_size
+                stream.seek(offset)
+            except BaseException:
+                stream.close()
+                raise
+        left = max(end - offset, 0)
+        return _LocalReader(stream, left if length is None else min(length, left), path)
+
+    def size(self, path: str) -> int:
+        with _translated(path), open(self._place(path), "rb") as stream:
+            return os.fstat(stream.fileno()).st_size
+
+    def create(self, path: str) -> BlobWriter:
+        place = self._place(path)
+        with _translated(path):
+            parts = os.path.join(self._root, _PARTS)
+            os.makedirs(parts, exist_ok=True)
+            if not self._swept:
+                self._swept = True
+                _sweep(parts)
+            return _LocalWriter(os.path.join(parts, uuid.uuid4().hex), place, path)
+
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(BlobNotFound), _translated(path):
+            os.unlink(self._place(path))
+
+    def _place(self, path: str) -> str:
+        return os.path.join(self._root, *checked_path(path).split("/"))
+
+
+class _LocalReader:
+    """The `left` bytes that follow in an opened file."""
+
+    def __init__(self, stream: BinaryIO, left: int, path: str) -> None:
+        self._stream, self._left, self._path = stream, left, path
+
+    def read(self, size: int = -1, /) -> bytes:
+        wanted = self._left if size < 0 else min(size, self._left)
+        pieces: list[bytes] = []
+        while wanted:
+            with _translated(self._path):
+                piece = self._stream.read(wanted)
+            if not piece:
+                raise StorageUnavailable(f"{self._path} became shorter while it was read")
+            pieces.append(piece)
+            wanted -= len(piece)
+            self._left -= len(piece)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _LocalWriter(BlobWriter):
+    def __init__(self, part: str, place: str, path: str) -> None:
+        self._part, self._place, self._path = part, place, path
+        self._stream = open(part, "xb")  # noqa: SIM115 commit and abort close it
+
+    def _write(self, chunk: bytes) -> None:
+        with _translated(self._path):
+            self._stream.write(chunk)
+
+    def _commit(self) -> None:
+        with _translated(self._path):
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+            changed = _make_folder(os.path.dirname(self._place))
+            os.replace(self._part, self._place)
+            for folder in changed:
+                _sync_folder(folder)
+
+    def _abort(self) -> None:
+        with contextlib.suppress(OSError):  # closing writes what is buffered, for which there may be no room
+            self._stream.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._part)
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise BlobNotFound(f"there is no blob {path} in storage") from error
+    except OSError as error:
+        raise StorageUnavailable(f"storage cannot be used for {path}: {error.strerror or error}") from error
+
+
+def _make_folder(folder: str) -> list[str]:
+    """Make `folder` and those above it, and return those whose content changes with a new name in `folder`."""
+    changed = [folder]
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+        changed.append(folder)
+    os.makedirs(changed[0], exist_ok=True)
+    return changed
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(parts: str) -> None:
+    for part in os.scandir(parts):
+        with contextlib.suppress(FileNotFoundError):
+            if part.stat().st_mtime < time.time() - _STALE:
+                os.unlink(part)

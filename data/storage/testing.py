@@ -1,0 +1,273 @@
+"""The suite that every storage driver passes, ours or a stranger's.
+
+A driver's own test file derives a class from `StorageTests` and gives it two fixtures: `storage`, one that is empty,
+and `back_door`, a way to the same blobs that does not go through the driver, so that a fault in writing cannot hide one
+in reading. Needs pytest.
+"""
+
+# ruff: noqa: S101 a suite asserts, installed or not
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import pytest
+
+from data.storage.base import BlobNotFound, InvalidBlobPath, Storage
+from util.digest import Readable
+
+PATH = "sha256/ab/abcdef"
+
+
+class BackDoor(Protocol):
+    """The storage's place as it is seen without the driver."""
+
+    def put(self, path: str, content: bytes) -> None:
+        """Put a blob there."""
+
+    def get(self, path: str) -> bytes | None:
+        """Return a blob's bytes, None where there is none."""
+
+    def leftovers(self) -> list[str]:
+        """Return what unfinished writing has left."""
+
+
+def content_of(stream: Readable) -> bytes:
+    """Return all bytes of `stream`, asked for in pieces, and close it."""
+    try:
+        return b"".join(iter(lambda: stream.read(1000), b""))
+    finally:
+        stream.close()
+
+
+class StorageTests:
+    """What holds for every storage."""
+
+    large = b"0123456789abcdef" * (1 << 16)
+    """A blob that a driver which writes in parts writes in several; override it where parts are larger than 256 KiB."""
+
+    @pytest.fixture(autouse=True)
+    def _nothing_is_left_over(self, back_door: BackDoor) -> Iterator[None]:
+        yield
+        assert back_door.leftovers() == []
+
+    # --- Reading ---
+
+    def test_a_blob_is_read_as_it_is(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, self.large)
+        assert content_of(storage.open(PATH)) == self.large
+
+    def test_an_empty_blob_is_there(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, b"")
+        assert content_of(storage.open(PATH)) == b""
+        assert content_of(storage.open(PATH, offset=1)) == b""
+        assert storage.size(PATH) == 0
+
+    @pytest.mark.parametrize(
+        ("offset", "length", "content"),
+        [
+            (0, None, b"0123456789"),
+            (3, None, b"3456789"),
+            (0, 4, b"0123"),
+            (3, 4, b"3456"),
+            (9, 1, b"9"),
+            (8, 100, b"89"),
+            (10, None, b""),
+            (10, 1, b""),
+            (500, None, b""),
+            (3, 0, b""),
+            (0, 0, b""),
+        ],
+    )
+    def test_a_range_is_read(
+        self, storage: Storage, back_door: BackDoor, offset: int, length: int | None, content: bytes
+    ) -> None:
+        back_door.put(PATH, b"0123456789")
+        assert content_of(storage.open(PATH, offset=offset, length=length)) == content
+
+    @pytest.mark.parametrize("wanted", [{"offset": -1}, {"length": -1}])
+    def test_a_negative_range_is_a_mistake(self, storage: Storage, back_door: BackDoor, wanted: dict[str, int]) -> None:
+        back_door.put(PATH, b"0123456789")
+        with pytest.raises(ValueError, match="no range"):
+            storage.open(PATH, **wanted)
+
+    def test_a_read_without_a_size_returns_the_rest(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, b"0123456789")
+        stream = storage.open(PATH)
+        assert stream.read(2) == b"01"
+        assert stream.read() == b"23456789"
+        assert stream.read() == b""
+        assert stream.read(5) == b""
+        stream.close()
+
+    def test_a_read_of_nothing_is_not_the_end(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, b"0123456789")
+        stream = storage.open(PATH)
+        assert stream.read(0) == b""
+        assert stream.read() == b"0123456789"
+        stream.close()
+
+    def test_a_read_never_returns_more_than_was_asked_for(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, self.large)
+        stream = storage.open(PATH)
+        sizes = [len(stream.read(size)) for size in (1, 10, 1000, 70_000)]
+        stream.close()
+        assert all(0 < size <= wanted for size, wanted in zip(sizes, (1, 10, 1000, 70_000), strict=True))
+
+    def test_a_stream_is_closed_early_and_twice(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, self.large)
+        stream = storage.open(PATH)
+        stream.read(10)
+        stream.close()
+        stream.close()
+
+    def test_two_streams_of_one_blob_are_independent(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, b"0123456789")
+        one, other = storage.open(PATH), storage.open(PATH, offset=5)
+        assert (one.read(2), other.read(2), one.read(2), other.read(2)) == (b"01", b"56", b"23", b"78")
+        one.close()
+        other.close()
+
+    def test_an_absent_blob_is_found_out_when_it_is_opened(self, storage: Storage) -> None:
+        for wanted in ({}, {"offset": 5}, {"length": 0}, {"offset": 5, "length": 5}):
+            with pytest.raises(BlobNotFound, match=PATH):
+                storage.open(PATH, **wanted)
+
+    def test_a_folder_is_no_blob(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, b"x")
+        with pytest.raises(BlobNotFound):
+            storage.open("sha256/ab")
+        with pytest.raises(BlobNotFound):
+            storage.size("sha256")
+        with pytest.raises(BlobNotFound):
+            storage.open(PATH + "/deeper")
+
+    def test_the_size_is_that_of_the_blob(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, self.large)
+        assert storage.size(PATH) == len(self.large)
+
+    def test_an_absent_blob_has_no_size(self, storage: Storage) -> None:
+        with pytest.raises(BlobNotFound, match=PATH):
+            storage.size(PATH)
+
+    # --- Writing ---
+
+    @pytest.mark.parametrize("piece", [1 << 10, 100_000, 1 << 30])
+    def test_what_is_written_is_there_after_the_commit(self, storage: Storage, back_door: BackDoor, piece: int) -> None:
+        with storage.create(PATH) as writer:
+            for start in range(0, len(self.large), piece):
+                writer.write(self.large[start : start + piece])
+            writer.commit()
+        assert back_door.get(PATH) == self.large
+
+    def test_a_blob_of_no_bytes_is_written(self, storage: Storage, back_door: BackDoor) -> None:
+        with storage.create(PATH) as writer:
+            writer.commit()
+        assert back_door.get(PATH) == b""
+
+    def test_a_blob_is_invisible_before_the_commit(self, storage: Storage, back_door: BackDoor) -> None:
+        with storage.create(PATH) as writer:
+            writer.write(self.large)
+            assert back_door.get(PATH) is None
+            with pytest.raises(BlobNotFound):
+                storage.open(PATH)
+            writer.commit()
+
+    @pytest.mark.parametrize("amount", [0, 10, None])
+    def test_leaving_without_a_commit_leaves_nothing(
+        self, storage: Storage, back_door: BackDoor, amount: int | None
+    ) -> None:
+        with storage.create(PATH) as writer:
+            writer.write(self.large[:amount])
+        assert back_door.get(PATH) is None
+
+    def test_leaving_with_an_error_leaves_nothing_and_passes_the_error_on(
+        self, storage: Storage, back_door: BackDoor
+    ) -> None:
+        with pytest.raises(ZeroDivisionError), storage.create(PATH) as writer:  # noqa: PT012 the block is the point
+            writer.write(self.large)
+            raise ZeroDivisionError
+        assert back_door.get(PATH) is None
+
+    def test_a_commit_replaces_and_an_abort_does_not(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, b"old")
+        with storage.create(PATH) as writer:
+            writer.write(b"new")
+            writer.abort()
+        assert back_door.get(PATH) == b"old"
+        with storage.create(PATH) as writer:
+            writer.write(b"new")
+            writer.commit()
+        assert back_door.get(PATH) == b"new"
+
+    def test_an_abort_does_nothing_after_a_commit_or_an_abort(self, storage: Storage, back_door: BackDoor) -> None:
+        writer = storage.create(PATH)
+        writer.write(b"x")
+        writer.commit()
+        writer.abort()
+        assert back_door.get(PATH) == b"x"
+        other = storage.create("other")
+        other.abort()
+        other.abort()
+        assert back_door.get("other") is None
+
+    def test_nothing_is_written_after_the_end(self, storage: Storage, back_door: BackDoor) -> None:
+        committed, aborted = storage.create(PATH), storage.create("other")
+        committed.commit()
+        aborted.abort()
+        for writer in (committed, aborted):
+            with pytest.raises(ValueError, match="committed or aborted"):
+                writer.write(b"late")
+            with pytest.raises(ValueError, match="committed or aborted"):
+                writer.commit()
+        assert back_door.get(PATH) == b""
+        assert back_door.get("other") is None
+
+    def test_two_writers_of_one_path_do_not_mix(self, storage: Storage, back_door: BackDoor) -> None:
+        with storage.create(PATH) as one, storage.create(PATH) as other:
+            one.write(b"one")
+            other.write(b"other")
+            one.commit()
+            assert back_door.get(PATH) == b"one"
+            other.commit()
+        assert back_door.get(PATH) == b"other"
+
+    def test_many_threads_write_and_read(self, storage: Storage) -> None:
+        def round_trip(number: int) -> bytes:
+            path = f"some/{number}"
+            with storage.create(path) as writer:
+                writer.write(b"%d" % number)
+                writer.commit()
+            return content_of(storage.open(path))
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(round_trip, range(32))) == [b"%d" % number for number in range(32)]
+
+    # --- Deleting, paths, URLs ---
+
+    def test_what_is_deleted_is_gone(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, b"x")
+        storage.delete(PATH)
+        assert back_door.get(PATH) is None
+
+    def test_deleting_what_is_absent_is_no_error(self, storage: Storage) -> None:
+        storage.delete(PATH)
+        storage.delete(PATH)
+
+    @pytest.mark.parametrize(
+        "path", ["", "/", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", "./a", ".parts/x", "a/..", "a\0b"]
+    )
+    def test_a_path_that_leads_elsewhere_is_refused(self, storage: Storage, path: str) -> None:
+        with pytest.raises(InvalidBlobPath):
+            storage.open(path)
+        with pytest.raises(InvalidBlobPath):
+            storage.size(path)
+        with pytest.raises(InvalidBlobPath):
+            storage.create(path)
+        with pytest.raises(InvalidBlobPath):
+            storage.delete(path)
+
+    def test_a_url_is_a_url_or_nothing(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, b"x")
+        url = storage.direct_download_url(PATH, seconds=60, file_name="x.tar", media_type="application/x-tar")
+        assert url is None or url.startswith(("http://", "https://"))
