@@ -260,5 +260,5 @@ def _check_layer(layer: Descriptor) -> None:
     if layer.media_type.startswith(_LAYER_FAMILIES):
         raise UnsupportedLayer(f"layer {layer.digest} is of type {layer.media_type}, which is not read")
     raise NotAnImage(
-        f"the manifest describes no container image: {layer.digest} is no layer, but of type {layer.media_type or 'unknown'}"
+        f"the manifest describes no container image: {layer.digest} in it is of type {layer.media_type or 'unknown'}"
     )
