@@ -1,0 +1,739 @@
+"""The layer index: what a layer's tar says, without its payloads.
+
+The law: a layer is read once, front to back, and from then on its index answers for it: every entry's metadata, and
+where its payload lies in the uncompressed tar. An index depends on the tar's bytes alone, so it is kept under the layer's
+digest and shared by every image that has the layer. Whiteouts are not entries but facts about lower layers. Names are
+normalised here and nowhere else: bytes, relative to the root, without `.` and `..`, the root itself being `b""`.
+
+It is held in columns, one array per value, because one object per entry would cost a hundred times the time to load.
+"""
+
+import json
+import re
+import struct
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import pairwise
+
+from backports import zstd
+
+from util import tarheader, whiteout
+from util.digest import Digest
+from util.problem import Damaged, Malformed, TooLarge
+from util.readahead import ReadAhead
+from util.tarheader import BLOCK, MalformedHeader, padding
+from util.whiteout import Whiteout
+
+FORMAT_VERSION = 1
+"""Goes up whenever what `dump` writes, or what `read_layer_index` makes of a tar, changes."""
+
+KEPT_FILES = frozenset((b"etc/passwd", b"etc/group"))
+"""Files whose content an index keeps, for the formats that resolve users by name."""
+
+_MAX_KEPT = 1 << 20
+_MAX_ID = 0xFFFFFFFF
+_MAX_TIME = 1 << 56
+_READ_AHEAD = 8 << 20
+
+FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0123456"
+
+VERBATIM = 1
+"""Flag: the entry's bytes in the tar are what this project would accept as its own."""
+JOINED = 2
+"""Flag: the entry begins where the one before it in the index ends."""
+
+
+class MalformedLayer(Malformed):
+    """A layer whose entries contradict its specification."""
+
+    code = "LAYER_MALFORMED"
+
+
+class PathLeavesRoot(MalformedLayer):
+    """A name or a link target whose `..` leave the root."""
+
+    code = "LAYER_PATH_LEAVES_ROOT"
+
+
+class BareWhiteout(MalformedLayer):
+    """A whiteout that names nothing."""
+
+    code = "LAYER_WHITEOUT_BARE"
+
+
+class UnknownEntryType(MalformedLayer):
+    """An entry of a type that no image specification knows."""
+
+    code = "LAYER_ENTRY_TYPE_UNKNOWN"
+
+
+class TruncatedLayer(Damaged):
+    """A tar that ends within an entry."""
+
+    code = "LAYER_TRUNCATED"
+
+
+class LayerTooLarge(TooLarge):
+    """A layer with more entries or bytes than is allowed here."""
+
+    code = "LAYER_TOO_LARGE"
+
+
+class UnreadableLayerIndex(Damaged):
+    """Stored bytes that are no layer index of this version; the index is made anew from the layer."""
+
+    code = "LAYER_INDEX_UNREADABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLimits:
+    """How much one layer, and one image, may hold."""
+
+    max_entries: int = 5_000_000
+    max_size: int = 1 << 40
+    """Bytes of the uncompressed tar, and of what sparse files expand to."""
+    max_extension: int = 1 << 20
+    """Bytes of all the extension headers of one entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Where the pieces of a sparse file belong: its full size, and (offset, length) of each piece in order (bytes)."""
+
+    size: int
+    pieces: tuple[tuple[int, int], ...]
+
+
+class LayerIndex:
+    """The entries of one layer in tar order, column by column, and what it deletes from lower layers.
+
+    Not to be changed by readers. `links` are normalised names for hard links, raw targets for symlinks.
+    """
+
+    __slots__ = (
+        "devices", "diff_id", "flags", "gids", "implied", "kept", "kinds", "links", "modes", "mtimes", "names", "opaques",
+        "payloads", "records", "size", "sizes", "sparse", "starts", "tidy", "uids", "whiteouts",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.diff_id = Digest.of(b"")
+        self.size = 0
+        self.names: list[bytes] = []
+        self.kinds = bytearray()
+        self.flags = bytearray()
+        self.starts = array("Q")
+        self.payloads = array("Q")
+        self.sizes = array("Q")
+        self.modes = array("H")
+        self.uids = array("I")
+        self.gids = array("I")
+        self.mtimes = array("q")
+        self.links: dict[int, bytes] = {}
+        self.records: dict[int, dict[bytes, bytes]] = {}
+        self.devices: dict[int, tuple[int, int]] = {}
+        self.sparse: dict[int, Sparse] = {}
+        self.kept: dict[int, bytes] = {}
+        self.whiteouts: list[bytes] = []
+        self.opaques: list[bytes] = []
+        self.implied: list[tuple[bytes, int]] = []
+        """Directories that the layer uses and has no entry for, each with the first entry that needs it."""
+        self.tidy = True
+        """Whether the order of the entries does not matter: no duplicates, parents first, link targets first."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def end(self, entry: int) -> int:
+        """Return where the entry's last block ends in the uncompressed tar (bytes)."""
+        size = self.sizes[entry]
+        return self.payloads[entry] + size + padding(size)
+
+    def file_size(self, entry: int) -> int:
+        """Return the bytes that the entry's file has once unpacked."""
+        sparse = self.sparse.get(entry)
+        return sparse.size if sparse else self.sizes[entry]
+
+    _COLUMNS = ("starts", "payloads", "sizes", "modes", "uids", "gids", "mtimes")
+
+    def dump(self) -> bytes:
+        """Return the index as bytes that `load` reads."""
+        rest = {
+            "diff_id": str(self.diff_id),
+            "size": self.size,
+            "tidy": self.tidy,
+            "links": [list(self.links), [link.decode("latin-1") for link in self.links.values()]],
+            "records": [
+                [entry, [[key.decode("latin-1"), value.decode("latin-1")] for key, value in records.items()]]
+                for entry, records in self.records.items()
+            ],
+            "devices": [[entry, *device] for entry, device in self.devices.items()],
+            "sparse": [[entry, sparse.size, sparse.pieces] for entry, sparse in self.sparse.items()],
+            "kept": [[entry, content.decode("latin-1")] for entry, content in self.kept.items()],
+            "whiteouts": [name.decode("latin-1") for name in self.whiteouts],
+            "opaques": [name.decode("latin-1") for name in self.opaques],
+            "implied": [[name.decode("latin-1"), entry] for name, entry in self.implied],
+        }
+        parts = [json.dumps(rest).encode(), b"\0".join(self.names), bytes(self.kinds), bytes(self.flags)]
+        for column in self._COLUMNS:
+            values: array[int] = getattr(self, column)
+            if sys.byteorder == "big":
+                values = array(values.typecode, values)
+                values.byteswap()
+            parts.append(values.tobytes())
+        head = struct.pack("<Q", len(self)) + b"".join(struct.pack("<Q", len(part)) for part in parts)
+        options = {zstd.CompressionParameter.compression_level: 1, zstd.CompressionParameter.checksum_flag: 1}
+        return _MAGIC + zstd.compress(head + b"".join(parts), options=options)
+
+    @classmethod
+    def load(cls, data: bytes, *, layer: str) -> "LayerIndex":
+        """Return the index that `dump` wrote. Raises UnreadableLayerIndex, which names `layer`."""
+        if not data.startswith(_MAGIC):
+            raise UnreadableLayerIndex(f"the index of layer {layer} is not of version {FORMAT_VERSION}")
+        try:
+            return cls._loaded(memoryview(zstd.decompress(data[len(_MAGIC) :])))
+        except (zstd.ZstdError, struct.error, ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+            raise UnreadableLayerIndex(f"the index of layer {layer} cannot be read: {error}") from error
+
+    @classmethod
+    def _loaded(cls, view: memoryview) -> "LayerIndex":
+        count = 5 + len(cls._COLUMNS)
+        entries, *lengths = struct.unpack_from(f"<{count}Q", view)
+        position = 8 * count
+        parts: list[memoryview] = []
+        for length in lengths:
+            parts.append(view[position : position + length])
+            position += length
+        if position != len(view):
+            raise ValueError("its parts do not fill it")
+        rest = json.loads(bytes(parts[0]))
+        index = cls()
+        index.names = bytes(parts[1]).split(b"\0") if entries else []
+        index.kinds, index.flags = bytearray(parts[2]), bytearray(parts[3])
+        for name, part in zip(cls._COLUMNS, parts[4:], strict=True):
+            column: array[int] = getattr(index, name)
+            column.frombytes(part)
+            if sys.byteorder == "big":
+                column.byteswap()
+            if len(column) != entries:
+                raise ValueError("a column has another length")
+        if not len(index.names) == len(index.kinds) == len(index.flags) == entries:
+            raise ValueError("a column has another length")
+        index.diff_id, index.size, index.tidy = Digest.parse(rest["diff_id"]), rest["size"], rest["tidy"]
+        index.links = dict(zip(rest["links"][0], (link.encode("latin-1") for link in rest["links"][1]), strict=True))
+        index.records = {
+            entry: {key.encode("latin-1"): value.encode("latin-1") for key, value in records}
+            for entry, records in rest["records"]
+        }
+        index.devices = {entry: (major, minor) for entry, major, minor in rest["devices"]}
+        index.sparse = {
+            entry: Sparse(size, tuple((offset, length) for offset, length in pieces))
+            for entry, size, pieces in rest["sparse"]
+        }
+        index.kept = {entry: content.encode("latin-1") for entry, content in rest["kept"]}
+        index.whiteouts = [name.encode("latin-1") for name in rest["whiteouts"]]
+        index.opaques = [name.encode("latin-1") for name in rest["opaques"]]
+        index.implied = [(name.encode("latin-1"), entry) for name, entry in rest["implied"]]
+        return index
+
+
+_MAGIC = b"layerindex" + struct.pack("<H", FORMAT_VERSION)
+
+
+def read_layer_index(chunks: Iterable[bytes], *, layer: str, limits: LayerLimits | None = None) -> LayerIndex:
+    """Return the index of the uncompressed tar that comes in `chunks`, in whatever pieces; it is read to its end.
+
+    `layer` is how errors call the layer. Raises MalformedHeader, MalformedLayer and its kinds, TruncatedLayer,
+    LayerTooLarge, and whatever `chunks` raises.
+    """
+    ahead = ReadAhead(lambda: iter(chunks), budget=_READ_AHEAD)
+    try:
+        return _Reader(_Tar(ahead, layer, limits or LayerLimits()), layer, limits or LayerLimits()).read()
+    finally:
+        ahead.close()
+
+
+class _Tar:
+    """The uncompressed tar as a position that only moves forward; hashes all that passes."""
+
+    def __init__(self, chunks: Iterator[bytes], layer: str, limits: LayerLimits) -> None:
+        self._chunks = chunks
+        self._layer = layer
+        self._limits = limits
+        self._hasher = sha256()
+        self._chunk = b""
+        self._at = 0
+        self._base = 0
+
+    @property
+    def position(self) -> int:
+        return self._base + self._at
+
+    def _next(self) -> bool:
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            return False
+        self._hasher.update(chunk)
+        self._base += len(self._chunk)
+        self._at = 0
+        self._chunk = chunk
+        if self._base + len(chunk) > self._limits.max_size:
+            raise LayerTooLarge(
+                f"layer {self._layer} has more than {self._limits.max_size} bytes uncompressed (VERBS_MAX_SIZE)"
+            )
+        return True
+
+    def read(self, size: int) -> bytes:
+        """Return `size` bytes, fewer at the end of the tar."""
+        at = self._at
+        if at + size <= len(self._chunk):
+            self._at = at + size
+            return self._chunk[at : at + size]
+        parts = []
+        while size:
+            if self._at == len(self._chunk) and not self._next():
+                break
+            part = self._chunk[self._at : self._at + size]
+            self._at += len(part)
+            size -= len(part)
+            parts.append(part)
+        return b"".join(parts)
+
+    def skip(self, size: int) -> int:
+        """Pass `size` bytes by and return how many there were."""
+        if self._at + size <= len(self._chunk):
+            self._at += size
+            return size
+        missing = size
+        while missing:
+            here = min(missing, len(self._chunk) - self._at)
+            self._at += here
+            missing -= here
+            if missing and not self._next():
+                break
+        return size - missing
+
+    def finish(self) -> tuple[int, Digest]:
+        """Read to the end, and return the tar's size (bytes) and its digest."""
+        while self._next():
+            pass
+        return self._base + len(self._chunk), Digest("sha256", self._hasher.hexdigest())
+
+
+_ZEROS = bytes(BLOCK)
+_NO_OWNERS = bytes(64)
+_USTAR = b"ustar\x0000"
+_GNU = b"ustar  \0"
+_REGULAR = frozenset(b"\x000157"[i] for i in (0, 1, 4))
+_PLAIN_KINDS = frozenset((FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO))
+_SUPERSEDED = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"uname", b"gname", b"hdrcharset", b"charset"))
+_TIME = re.compile(rb"(-?\d{1,18})(?:\.(\d*))?")
+_INTEGER = re.compile(rb"\d{1,20}")
+
+
+class _Reader:
+    """One pass over a tar that fills one index."""
+
+    def __init__(self, tar: _Tar, layer: str, limits: LayerLimits) -> None:
+        self._tar = tar
+        self._layer = layer
+        self._limits = limits
+        self._index = LayerIndex()
+        self._global: dict[bytes, bytes] = {}
+        self._local: list[tuple[bytes, bytes]] = []
+        self._long_name: bytes | None = None
+        self._long_link: bytes | None = None
+        self._extended = 0
+        self._start: int | None = None
+        self._directories: set[bytes] = {b""}
+        self._used: dict[bytes, int] = {}
+        self._end = -1
+        self._size = 0
+
+    def _malformed(self, fact: str, entry: bytes | None = None) -> MalformedHeader:
+        where = f"entry {_shown(entry)}" if entry is not None else f"the header before byte {self._tar.position}"
+        return MalformedHeader(f"layer {self._layer}: {where} {fact}")
+
+    def read(self) -> LayerIndex:
+        tar, index = self._tar, self._index
+        while True:
+            position = tar.position
+            block = tar.read(BLOCK)
+            if len(block) < BLOCK:
+                if block.strip(b"\0"):
+                    raise TruncatedLayer(f"layer {self._layer} ends within a header, at byte {tar.position}")
+                break
+            if block == _ZEROS:
+                if tar.read(BLOCK).strip(b"\0"):
+                    raise self._malformed("follows a lone block of zeros")
+                break
+            self._header(block, position)
+        if self._start is not None:
+            raise TruncatedLayer(f"layer {self._layer} ends after an extension header that extends nothing")
+        index.size, index.diff_id = tar.finish()
+        self._judge_order()
+        return index
+
+    def _header(self, block: bytes, position: int) -> None:
+        try:
+            stored = tarheader.parse_number(block[148:156])
+        except ValueError:
+            stored = -1
+        if stored not in (tarheader.checksum(block), tarheader.signed_checksum(block)):
+            raise self._malformed("has a wrong checksum, or is no tar header")
+        kind = block[156]
+        if kind in b"xgLKX":
+            self._extension(block, kind, position)
+            return
+        self._entry(block, kind, position)
+        self._local, self._long_name, self._long_link, self._extended, self._start = [], None, None, 0, None
+
+    def _number(self, field: bytes, what: str, name: bytes | None = None) -> int:
+        try:
+            return tarheader.parse_number(field)
+        except ValueError:
+            raise self._malformed(f"has a {what} that is no number", name) from None
+
+    def _extension(self, block: bytes, kind: int, position: int) -> None:
+        size = self._number(block[124:136], "size")
+        self._extended += max(size, 0) + BLOCK
+        if size < 0 or self._extended > self._limits.max_extension:
+            raise self._malformed(f"is an extension of {size} bytes; at most {self._limits.max_extension} are read")
+        payload = self._tar.read(size + padding(size))
+        if len(payload) < size:
+            raise TruncatedLayer(f"layer {self._layer} ends within an extension header, at byte {self._tar.position}")
+        payload = payload[:size]
+        if kind == 0x4C:
+            self._long_name = payload.partition(b"\0")[0]
+        elif kind == 0x4B:
+            self._long_link = payload.partition(b"\0")[0]
+        else:
+            try:
+                records = tarheader.parse_pax_records(payload)
+            except ValueError as error:
+                raise self._malformed(f"is a PAX header with {error}") from None
+            if kind == 0x67:
+                self._global.update(records)
+                self._global = {key: value for key, value in self._global.items() if value}
+                # A global header extends all that follows, not one entry, so the tar may end after it.
+                if self._start is None:
+                    self._extended = 0
+                return
+            self._local.extend(records)
+        if self._start is None:
+            self._start = position
+
+    def _entry(self, block: bytes, kind: int, position: int) -> None:
+        tar, index = self._tar, self._index
+        magic = block[257:265]
+        name = block[:100].partition(b"\0")[0]
+        if magic == _USTAR and block[345]:
+            prefix = block[345 : 476 if block[508:512] == b"tar\0" else 500].partition(b"\0")[0]
+            name = prefix + b"/" + name
+        link = block[157:257].partition(b"\0")[0]
+        size = self._number(block[124:136], "size", name)
+        records: dict[bytes, bytes] = {}
+        verbatim = self._start is None and not self._global
+        if not verbatim:
+            records = {**self._global, **dict(self._local)}
+            name = records.get(b"path") or name
+            link = records.get(b"linkpath") or link
+            name = name if self._long_name is None else self._long_name
+            link = link if self._long_link is None else self._long_link
+            if b"\0" in name or b"\0" in link:
+                raise self._malformed("has a NUL in its name", name)
+            size = self._integer(records, b"size", size, name)
+        sparse_size: int | None = None
+        if kind == 0x53:  # old GNU sparse
+            pieces, sparse_size = self._gnu_sparse(block, name)
+        elif b"GNU.sparse.major" in records or b"GNU.sparse.map" in records or b"GNU.sparse.size" in records:
+            name = records.get(b"GNU.sparse.name") or name
+            pieces, sparse_size, size = self._pax_sparse(self._local, records, size, name)
+        if size < 0:
+            raise self._malformed("has a negative size", name)
+        payload = tar.position
+        stored = size
+        if kind in (0x00, 0x30, 0x37, 0x53):
+            # Since tar's first days a file whose name ends with a slash is a directory.
+            verbatim = verbatim and kind == FILE and not name.endswith(b"/")
+            kind = DIRECTORY if name.endswith(b"/") else FILE
+        elif kind == 0x44:  # GNU's dump directory lists names as its payload
+            kind, verbatim = DIRECTORY, False
+        elif kind == 0x56:  # GNU's volume label names the archive, nothing in it
+            self._skip(size, name)
+            return
+        elif kind in _PLAIN_KINDS:
+            if size:
+                stored = size = 0
+                verbatim = False
+        else:
+            raise UnknownEntryType(f"layer {self._layer}: entry {_shown(name)} has the unknown type {bytes((kind,))!r}")
+        if size > self._limits.max_size or (sparse_size or 0) > self._limits.max_size:
+            raise LayerTooLarge(
+                f"layer {self._layer}: entry {_shown(name)} claims {max(size, sparse_size or 0)} bytes; at most"
+                f" {self._limits.max_size} are allowed (VERBS_MAX_SIZE)"
+            )
+        path = name
+        if b"/." in name or b"//" in name or name[:1] in (b".", b"/") or name[-1:] == b"/":
+            path = self._normalised(name, name)
+        if b".wh." in path and self._whiteout(path, name):
+            self._skip(stored, name)
+            return
+        if not path and kind != DIRECTORY:
+            raise self._malformed("stands for the root and is no directory", name)
+        if b"\n" in path and not path.strip(b"\n"):
+            pass
+        content = b""
+        if kind == FILE and path in KEPT_FILES and stored <= _MAX_KEPT and sparse_size is None:
+            content = tar.read(stored)
+            if len(content) < stored:
+                raise self._cut(name)
+            index.kept[len(index.names)] = content
+            tar.skip(padding(stored))
+        else:
+            self._skip(stored, name)
+        entry = len(index.names)
+        if entry >= self._limits.max_entries:
+            raise LayerTooLarge(f"layer {self._layer} has more than {self._limits.max_entries} entries (VERBS_MAX_ENTRIES)")
+        uid = self._integer(records, b"uid", self._number(block[108:116], "uid", name), name)
+        gid = self._integer(records, b"gid", self._number(block[116:124], "gid", name), name)
+        if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
+            raise self._malformed(f"has an owner ({uid}:{gid}) that no system has", name)
+        mtime = self._time(block, records, name)
+        mode = self._number(block[100:108], "mode", name) & 0o7777
+        if kind in (LINK, SYMLINK):
+            if not link:
+                raise self._malformed("is a link to nothing", name)
+            if kind == LINK:
+                target = self._normalised(link, name)
+                verbatim = verbatim and target == link
+                link = target
+            index.links[entry] = link
+        elif kind in (CHARACTER, BLOCK_DEVICE):
+            major, minor = self._number(block[329:337], "device", name), self._number(block[337:345], "device", name)
+            if not (0 <= major <= _MAX_ID and 0 <= minor <= _MAX_ID):
+                raise self._malformed(f"has a device number ({major}, {minor}) that no system has", name)
+            index.devices[entry] = (major, minor)
+        if sparse_size is not None:
+            index.sparse[entry] = Sparse(sparse_size, pieces)
+            self._size += sparse_size
+            if self._size > self._limits.max_size:
+                raise LayerTooLarge(
+                    f"layer {self._layer}: its sparse files expand to more than {self._limits.max_size} bytes"
+                    f" (VERBS_MAX_SIZE); {_shown(name)} is one"
+                )
+        if records:
+            kept = {
+                key: value
+                for key, value in records.items()
+                if value and key not in _SUPERSEDED and not key.startswith(b"GNU.sparse.")
+            }
+            if kept:
+                index.records[entry] = kept
+        start = self._start if self._start is not None else position
+        flags = JOINED if start == self._end else 0
+        if (
+            verbatim
+            and sparse_size is None
+            and name == (path + b"/" if kind == DIRECTORY else path)
+            and block[265:329] == _NO_OWNERS
+            and (magic == _USTAR or (magic == _GNU and not block[345]))
+            and not block[500:512].strip(b"\0")
+            and tar.position == payload + stored + padding(stored)
+        ):
+            flags |= VERBATIM
+        index.names.append(path)
+        index.kinds.append(kind)
+        index.flags.append(flags)
+        index.starts.append(start)
+        index.payloads.append(payload)
+        index.sizes.append(stored)
+        index.modes.append(mode)
+        index.uids.append(uid)
+        index.gids.append(gid)
+        index.mtimes.append(mtime)
+        self._end = payload + stored + padding(stored)
+        self._place(path, kind, entry)
+
+    def _place(self, path: bytes, kind: int, entry: int) -> None:
+        """Note the directories that `path` needs, and whether it comes after something that needed it."""
+        parent = path.rpartition(b"/")[0]
+        while parent not in self._directories and parent not in self._used:
+            self._used[parent] = entry
+            parent = parent.rpartition(b"/")[0]
+        if kind == DIRECTORY:
+            if path in self._used:
+                self._index.tidy = False
+            self._directories.add(path)
+
+    def _judge_order(self) -> None:
+        index = self._index
+        directories, used = self._directories, self._used
+        # Shallow first, so that a plan meets a parent before what is in it.
+        index.implied = sorted(
+            ((path, entry) for path, entry in used.items() if path not in directories), key=lambda item: item[0].count(b"/")
+        )
+        if not index.tidy:
+            return
+        names = set(index.names)
+        files = names - directories
+        if len(names) != len(index.names) or not files.isdisjoint(used):
+            index.tidy = False
+            return
+        # A name below a directory's entry has that entry as its parent; one below a file has the file.
+        if any(name.rpartition(b"/")[0] in files for name in directories if name):
+            index.tidy = False
+            return
+        links = [entry for entry in index.links if index.kinds[entry] == LINK]
+        if links:
+            order = {name: entry for entry, name in enumerate(index.names)}
+            for entry in links:
+                if order.get(index.links[entry], len(order)) >= entry:
+                    index.tidy = False
+                    return
+
+    def _cut(self, name: bytes) -> TruncatedLayer:
+        return TruncatedLayer(f"layer {self._layer} ends within the payload of {_shown(name)}")
+
+    def _skip(self, size: int, name: bytes) -> None:
+        padded = size + padding(size)
+        # Writers that stop right after the last payload leave its padding out.
+        if self._tar.skip(padded) < size:
+            raise self._cut(name)
+
+    def _integer(self, records: Mapping[bytes, bytes], key: bytes, default: int, name: bytes) -> int:
+        text = records.get(key)
+        if not text:
+            return default
+        if not _INTEGER.fullmatch(text):
+            raise self._malformed(f"has a PAX record {key.decode()} that is no number", name)
+        return int(text)
+
+    def _time(self, block: bytes, records: dict[bytes, bytes], name: bytes) -> int:
+        text = records.get(b"mtime")
+        if not text:
+            seconds = self._number(block[136:148], "mtime", name)
+        else:
+            match = _TIME.fullmatch(text)
+            if match is None:
+                raise self._malformed("has a PAX record mtime that is no time", name)
+            fraction = (match[2] or b"").rstrip(b"0")
+            seconds = int(match[1])
+            if fraction:
+                records[b"mtime"] = match[1] + b"." + fraction
+                # The whole seconds are below the time, also before the epoch.
+                seconds -= match[1].startswith(b"-")
+            else:
+                del records[b"mtime"]
+        if not -_MAX_TIME < seconds < _MAX_TIME:
+            raise self._malformed(f"has a time ({seconds} s) that no clock shows", name)
+        return seconds
+
+    def _normalised(self, path: bytes, entry: bytes) -> bytes:
+        parts: list[bytes] = []
+        for part in path.split(b"/"):
+            if part == b"..":
+                if not parts:
+                    what = "" if path is entry else f" links to {_shown(path)}, which"
+                    raise PathLeavesRoot(f"layer {self._layer}: entry {_shown(entry)}{what} leaves the root")
+                parts.pop()
+            elif part and part != b".":
+                parts.append(part)
+        return b"/".join(parts)
+
+    def _whiteout(self, path: bytes, name: bytes) -> bool:
+        """Note what the whiteout `path` deletes; False when it is an ordinary name."""
+        *parents, last = path.split(b"/")
+        for position, part in enumerate((*parents, last)):
+            match whiteout.classify(part):
+                case Whiteout.LEFTOVER:
+                    return True
+                case Whiteout.BARE:
+                    raise BareWhiteout(f"layer {self._layer}: entry {_shown(name)} is a whiteout of nothing")
+                case Whiteout.OPAQUE if position == len(parents):
+                    self._index.opaques.append(b"/".join(parents))
+                    return True
+                case Whiteout.FILE if position == len(parents):
+                    target = last[len(whiteout.PREFIX) :]
+                    if target in (b".", b".."):
+                        raise PathLeavesRoot(f"layer {self._layer}: entry {_shown(name)} deletes a directory from within")
+                    self._index.whiteouts.append(b"/".join((*parents, target)))
+                    return True
+                case Whiteout.OPAQUE | Whiteout.FILE:
+                    raise MalformedLayer(f"layer {self._layer}: entry {_shown(name)} lies below a whiteout")
+                case None:
+                    continue
+        return False
+
+    def _gnu_sparse(self, block: bytes, name: bytes) -> tuple[tuple[tuple[int, int], ...], int]:
+        """Return the pieces and the full size of an old GNU sparse entry, reading its further map blocks."""
+        full = self._number(block[483:495], "sparse size", name)
+        numbers: list[int] = []
+        table, more = block[386:482], block[482]
+        while True:
+            for at in range(0, len(table) - 23, 24):
+                if table[at] in (0, 0x20):
+                    break
+                numbers.append(self._number(table[at : at + 12], "sparse map", name))
+                numbers.append(self._number(table[at + 12 : at + 24], "sparse map", name))
+            if not more:
+                break
+            self._extended += BLOCK
+            if self._extended > self._limits.max_extension:
+                raise self._malformed("has a sparse map larger than any extension may be", name)
+            block = self._tar.read(BLOCK)
+            if len(block) < BLOCK:
+                raise TruncatedLayer(f"layer {self._layer} ends within the sparse map of {_shown(name)}")
+            table, more = block[:504], block[504]
+        return self._pieces(numbers, full, name), full
+
+    def _pax_sparse(
+        self, local: list[tuple[bytes, bytes]], records: dict[bytes, bytes], size: int, name: bytes
+    ) -> tuple[tuple[tuple[int, int], ...], int, int]:
+        """Return the pieces, the full size, and the stored bytes that are left once the map is read."""
+        full = self._integer(records, b"GNU.sparse.realsize", self._integer(records, b"GNU.sparse.size", size, name), name)
+        texts: list[bytes]
+        if records.get(b"GNU.sparse.major") == b"1":
+            first = self._tar.read(BLOCK)
+            texts, used = [], BLOCK
+            count: int | None = None
+            pending = first
+            while True:
+                *lines, pending = pending.split(b"\n")
+                texts.extend(lines)
+                if count is None and texts:
+                    count = int(texts[0]) if _INTEGER.fullmatch(texts[0]) else -1
+                    if not 0 <= count <= self._limits.max_extension:
+                        raise self._malformed("has a sparse map that cannot be read", name)
+                if count is not None and len(texts) > 2 * count:
+                    break
+                block = self._tar.read(BLOCK)
+                used += BLOCK
+                if len(block) < BLOCK or used > max(size, BLOCK) or used > self._limits.max_extension:
+                    raise self._malformed("has a sparse map without an end", name)
+                pending += block
+            texts = texts[1 : 1 + 2 * (count or 0)]
+            size -= used
+        elif b"GNU.sparse.map" in records:
+            texts = records[b"GNU.sparse.map"].split(b",") if records[b"GNU.sparse.map"] else []
+        else:
+            texts = [value for key, value in local if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes")]
+        if not all(map(_INTEGER.fullmatch, texts)):
+            raise self._malformed("has a sparse map that is no list of numbers", name)
+        return self._pieces([int(text) for text in texts], full, name), full, size
+
+    def _pieces(self, numbers: list[int], full: int, name: bytes) -> tuple[tuple[int, int], ...]:
+        if len(numbers) % 2 or full < 0:
+            raise self._malformed("has a sparse map with half a piece", name)
+        pieces = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+        for (offset, length), (following, _) in pairwise((*pieces, (full, 0))):
+            if offset < 0 or length < 0 or offset + length > following:
+                raise self._malformed("has a sparse map whose pieces overlap or leave the file", name)
+        return tuple(piece for piece in pieces if piece[1])
+
+
+def _shown(name: bytes) -> str:
+    text = name.decode("utf-8", "backslashreplace")
+    return repr(text if len(text) <= 200 else text[:200] + "…")
