@@ -353,7 +353,7 @@ class _Reader:
         self._size = 0
 
     def _malformed(self, fact: str, entry: bytes | None = None) -> MalformedHeader:
-        where = f"entry {_shown(entry)}" if entry is not None else f"the header before byte {self._tar.position}"
+        where = f"entry {shown(entry)}" if entry is not None else f"the header before byte {self._tar.position}"
         return MalformedHeader(f"layer {self._layer}: {where} {fact}")
 
     def read(self) -> LayerIndex:
@@ -469,10 +469,10 @@ class _Reader:
                 stored = size = 0
                 verbatim = False
         else:
-            raise UnknownEntryType(f"layer {self._layer}: entry {_shown(name)} has the unknown type {bytes((kind,))!r}")
+            raise UnknownEntryType(f"layer {self._layer}: entry {shown(name)} has the unknown type {bytes((kind,))!r}")
         if size > self._limits.max_size or (sparse_size or 0) > self._limits.max_size:
             raise LayerTooLarge(
-                f"layer {self._layer}: entry {_shown(name)} claims {max(size, sparse_size or 0)} bytes; at most"
+                f"layer {self._layer}: entry {shown(name)} claims {max(size, sparse_size or 0)} bytes; at most"
                 f" {self._limits.max_size} are allowed (VERBS_MAX_SIZE)"
             )
         path = name
@@ -522,7 +522,7 @@ class _Reader:
             if self._size > self._limits.max_size:
                 raise LayerTooLarge(
                     f"layer {self._layer}: its sparse files expand to more than {self._limits.max_size} bytes"
-                    f" (VERBS_MAX_SIZE); {_shown(name)} is one"
+                    f" (VERBS_MAX_SIZE); {shown(name)} is one"
                 )
         if records:
             kept = {
@@ -595,7 +595,7 @@ class _Reader:
                     return
 
     def _cut(self, name: bytes) -> TruncatedLayer:
-        return TruncatedLayer(f"layer {self._layer} ends within the payload of {_shown(name)}")
+        return TruncatedLayer(f"layer {self._layer} ends within the payload of {shown(name)}")
 
     def _skip(self, size: int, name: bytes) -> None:
         padded = size + padding(size)
@@ -636,8 +636,8 @@ class _Reader:
         for part in path.split(b"/"):
             if part == b"..":
                 if not parts:
-                    what = "" if path is entry else f" links to {_shown(path)}, which"
-                    raise PathLeavesRoot(f"layer {self._layer}: entry {_shown(entry)}{what} leaves the root")
+                    what = "" if path is entry else f" links to {shown(path)}, which"
+                    raise PathLeavesRoot(f"layer {self._layer}: entry {shown(entry)}{what} leaves the root")
                 parts.pop()
             elif part and part != b".":
                 parts.append(part)
@@ -651,18 +651,18 @@ class _Reader:
                 case Whiteout.LEFTOVER:
                     return True
                 case Whiteout.BARE:
-                    raise BareWhiteout(f"layer {self._layer}: entry {_shown(name)} is a whiteout of nothing")
+                    raise BareWhiteout(f"layer {self._layer}: entry {shown(name)} is a whiteout of nothing")
                 case Whiteout.OPAQUE if position == len(parents):
                     self._index.opaques.append(b"/".join(parents))
                     return True
                 case Whiteout.FILE if position == len(parents):
                     target = last[len(whiteout.PREFIX) :]
                     if target in (b".", b".."):
-                        raise PathLeavesRoot(f"layer {self._layer}: entry {_shown(name)} deletes a directory from within")
+                        raise PathLeavesRoot(f"layer {self._layer}: entry {shown(name)} deletes a directory from within")
                     self._index.whiteouts.append(b"/".join((*parents, target)))
                     return True
                 case Whiteout.OPAQUE | Whiteout.FILE:
-                    raise MalformedLayer(f"layer {self._layer}: entry {_shown(name)} lies below a whiteout")
+                    raise MalformedLayer(f"layer {self._layer}: entry {shown(name)} lies below a whiteout")
                 case None:
                     continue
         return False
@@ -685,7 +685,7 @@ class _Reader:
                 raise self._malformed("has a sparse map larger than any extension may be", name)
             block = self._tar.read(BLOCK)
             if len(block) < BLOCK:
-                raise TruncatedLayer(f"layer {self._layer} ends within the sparse map of {_shown(name)}")
+                raise TruncatedLayer(f"layer {self._layer} ends within the sparse map of {shown(name)}")
             table, more = block[:504], block[504]
         return self._pieces(numbers, full, name), full
 
@@ -734,6 +734,6 @@ class _Reader:
         return tuple(piece for piece in pieces if piece[1])
 
 
-def _shown(name: bytes) -> str:
+def shown(name: bytes) -> str:
     text = name.decode("utf-8", "backslashreplace")
     return repr(text if len(text) <= 200 else text[:200] + "…")
