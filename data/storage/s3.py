@@ -1,0 +1,284 @@
+"""Blobs in an S3 bucket: AWS, MinIO, Ceph's RADOS gateway, Google's interoperable interface.
+
+The law: memory does not grow with a blob. What is written goes up in parts, or by one request where it is small; it
+becomes a blob with the last request, and is given back where that does not come. What is read comes in one request,
+and where the connection breaks, the next one goes on at the byte where it broke, of the same object or not at all.
+The library's errors are translated here, once. It takes half a second to import, so this module is imported only where
+a storage of its kind is configured.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.response import StreamingBody
+
+from data.storage.base import BlobNotFound, BlobWriter, Storage, StorageUnavailable, check_range, checked_path
+from util.digest import Readable
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+log = logging.getLogger(__name__)
+
+PART_SIZE = 8 << 20
+"""Bytes of one part, and what a writer holds in memory."""
+
+MIN_PART_SIZE = 5 << 20  # S3 takes smaller parts at the end only
+_GROWTH = 1000  # after each so many parts they become larger by one size, so that S3's 10,000 make 400 GiB and not 80
+_ATTEMPTS = 5
+_RESUMPTIONS = 5  # in a row without one byte between them
+_NOT_FOUND = {"NoSuchKey", "404", "NotFound"}
+_RANGE = {"InvalidRange", "416"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Settings:
+    """How a bucket is reached. Without keys the library looks for credentials where it always does."""
+
+    bucket: str
+    prefix: str = ""
+    """What stands before every path, `storage_path` in the configuration."""
+    endpoint_url: str | None = None
+    """None is AWS in `region`."""
+    region: str | None = None
+    access_key: str | None = None
+    secret_key: str | None = None
+    session_token: str | None = None
+    signature_version: str = "s3v4"
+    path_style: bool | None = None
+    """The bucket in the path and not in the host name; None: for every endpoint but AWS."""
+    encrypt: bool = False
+    """Ask for server-side encryption with AES-256, as a bucket's policy may demand."""
+    part_size: int = PART_SIZE
+    timeout: float = 60
+    """Seconds to wait for a connection, and for the next bytes."""
+    max_connections: int = 32
+
+
+class S3Storage(Storage):
+    """Blobs in a bucket. No request is made before one is asked for."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self._bucket = settings.bucket
+        self._prefix = settings.prefix.strip("/")
+        self._part_size = max(settings.part_size, MIN_PART_SIZE)
+        self._upload: dict[str, Any] = {"ServerSideEncryption": "AES256"} if settings.encrypt else {}
+        self._client = _client(settings)
+
+    def open(self, path: str, *, offset: int = 0, length: int | None = None) -> Readable:
+        check_range(offset, length)
+        key = self._key(path)
+        if length == 0:
+            self.size(path)
+            return _S3Reader(self, path, offset, 0)
+        end = None if length is None else offset + length
+        answer = self._get(path, key, offset, end)
+        if answer is None:
+            return _S3Reader(self, path, offset, 0)
+        reader = _S3Reader(self, path, offset, answer["ContentLength"], answer["ETag"])
+        reader.attach(answer["Body"])
+        return reader
+
+    def size(self, path: str) -> int:
+        key = self._key(path)
+        with _translated(path):
+            return self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"]
+
+    def create(self, path: str) -> BlobWriter:
+        target = {"Bucket": self._bucket, "Key": self._key(path)}
+        return _S3Writer(self._client, path, target, part_size=self._part_size, more=self._upload)
+
+    def delete(self, path: str) -> None:
+        key = self._key(path)
+        with contextlib.suppress(BlobNotFound), _translated(path):
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+
+    def direct_download_url(
+        self, path: str, *, seconds: int, file_name: str | None = None, media_type: str | None = None
+    ) -> str | None:
+        parameters: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(path)}
+        if file_name is not None:
+            parameters["ResponseContentDisposition"] = _attachment(file_name)
+        if media_type is not None:
+            parameters["ResponseContentType"] = media_type
+        with _translated(path):
+            return self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds)
+
+    def reopen(self, path: str, offset: int, end: int, etag: str) -> StreamingBody:
+        """Return the bytes from `offset` to `end` of the object that has `etag`. Raises as `open` does."""
+        answer = self._get(path, self._key(path), offset, end, etag)
+        if answer is None or answer["ContentLength"] != end - offset:
+            raise StorageUnavailable(f"{path} became shorter while it was read")
+        body: StreamingBody = answer["Body"]
+        return body
+
+    def _get(self, path: str, key: str, offset: int, end: int | None, etag: str | None = None) -> Any:
+        """Return S3's answer, None where `offset` is not before the object's end."""
+        more: dict[str, Any] = {"IfMatch": etag} if etag else {}
+        if offset or end is not None:
+            more["Range"] = f"bytes={offset}-{'' if end is None else end - 1}"
+        with _translated(path):
+            try:
+                return self._client.get_object(Bucket=self._bucket, Key=key, **more)
+            except ClientError as error:
+                if _code(error) in _RANGE:
+                    return None
+                raise
+
+    def _key(self, path: str) -> str:
+        return f"{self._prefix}/{checked_path(path)}" if self._prefix else checked_path(path)
+
+
+class _S3Reader:
+    """`left` bytes from `position`, over as many connections as it takes."""
+
+    def __init__(self, storage: S3Storage, path: str, position: int, left: int, etag: str = "") -> None:
+        self._storage, self._path = storage, path
+        self._position, self._end, self._etag = position, position + left, etag
+        self._body: StreamingBody | None = None
+        self._broken = 0
+
+    def attach(self, body: StreamingBody) -> None:
+        self._body = body
+
+    def read(self, size: int = -1, /) -> bytes:
+        left = self._end - self._position
+        wanted = left if size < 0 else min(size, left)
+        if size >= 0:
+            return self._piece(wanted) if wanted else b""
+        pieces = []
+        while self._position < self._end:
+            pieces.append(self._piece(self._end - self._position))
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        body, self._body = self._body, None
+        if body is not None:
+            with contextlib.suppress(BotoCoreError, OSError):
+                body.close()
+
+    def _piece(self, wanted: int) -> bytes:
+        """Return at most `wanted` bytes, and at least one."""
+        while True:
+            try:
+                if self._body is None:
+                    self._body = self._storage.reopen(self._path, self._position, self._end, self._etag)
+                piece = self._body.read(wanted)
+                if piece:
+                    self._position += len(piece)
+                    self._broken = 0
+                    return piece
+                reason = "the connection was closed"
+            except (BotoCoreError, OSError) as error:
+                reason = str(error)
+            self.close()
+            self._broken += 1
+            if self._broken > _RESUMPTIONS:
+                raise StorageUnavailable(f"{self._path} cannot be read on from byte {self._position}: {reason}")
+            log.warning("reading %s goes on at byte %d after: %s", self._path, self._position, reason)
+
+
+class _S3Writer(BlobWriter):
+    """A blob on its way up. `target` names the object, `more` is what goes with the request that makes it."""
+
+    # Any: the stubs have no word for arguments that several calls share.
+    def __init__(
+        self, client: "S3Client", path: str, target: dict[str, Any], *, part_size: int, more: dict[str, Any]
+    ) -> None:
+        self._client, self._path, self._object, self._part_size, self._more = client, path, target, part_size, more
+        self._pending = bytearray()
+        self._upload_id: str | None = None
+        self._parts: list[dict[str, Any]] = []
+
+    def _write(self, chunk: bytes) -> None:
+        self._pending += chunk
+        while len(self._pending) > (size := self._part_size * (1 + len(self._parts) // _GROWTH)):
+            with memoryview(self._pending) as view:
+                self._put_part(bytes(view[:size]))
+            del self._pending[:size]
+
+    def _commit(self) -> None:
+        if self._upload_id is None:
+            with _translated(self._path):
+                self._client.put_object(**self._object, **self._more, Body=bytes(self._pending))
+            return
+        self._put_part(bytes(self._pending))
+        with _translated(self._path):
+            self._client.complete_multipart_upload(
+                **self._object,
+                UploadId=self._upload_id,
+                MultipartUpload={"Parts": self._parts},  # type: ignore[typeddict-item]
+            )
+
+    def _abort(self) -> None:
+        self._pending.clear()
+        if self._upload_id is not None:
+            try:
+                self._client.abort_multipart_upload(**self._object, UploadId=self._upload_id)
+            except (ClientError, BotoCoreError) as error:
+                log.warning("the parts of %s stay in the bucket until its rules remove them: %s", self._path, error)
+
+    def _put_part(self, content: bytes) -> None:
+        number = len(self._parts) + 1
+        with _translated(self._path):
+            if self._upload_id is None:
+                self._upload_id = self._client.create_multipart_upload(**self._object, **self._more)["UploadId"]
+            answer = self._client.upload_part(**self._object, UploadId=self._upload_id, PartNumber=number, Body=content)
+        self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+
+
+def _client(settings: S3Settings) -> "S3Client":
+    on_aws = settings.endpoint_url is None or ".amazonaws.com" in settings.endpoint_url
+    path_style = not on_aws if settings.path_style is None else settings.path_style
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=settings.endpoint_url,
+        # Elsewhere a region is only part of the signature, and this one is what the others expect.
+        region_name=settings.region or (None if on_aws else "us-east-1"),
+        aws_access_key_id=settings.access_key,
+        aws_secret_access_key=settings.secret_key,
+        aws_session_token=settings.session_token,
+        config=Config(
+            signature_version=settings.signature_version,
+            # "auto" would sign URLs for the global host name, which only the oldest regions answer under.
+            s3={"addressing_style": "path" if path_style or "." in settings.bucket else "virtual"},
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            connect_timeout=settings.timeout,
+            read_timeout=settings.timeout,
+            max_pool_connections=settings.max_connections,
+            # The checksums that the library adds by itself are refused by what is not the newest S3.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        if _code(error) in _NOT_FOUND:
+            raise BlobNotFound(f"there is no blob {path} in storage") from error
+        said = error.response.get("Error", {}).get("Message") or "no reason given"
+        raise StorageUnavailable(f"S3 refuses {error.operation_name} of {path}: {_code(error)}, {said}") from error
+    except (BotoCoreError, OSError) as error:
+        raise StorageUnavailable(f"S3 does not answer for {path}: {error}") from error
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _attachment(file_name: str) -> str:
+    """Return the Content-Disposition that saves an answer as `file_name`. RFC 6266."""
+    plain = "".join(char if char.isascii() and char.isprintable() and char not in '"\\' else "_" for char in file_name)
+    extended = "" if plain == file_name else f"; filename*=UTF-8''{quote(file_name, safe='')}"
+    return f'attachment; filename="{plain}"{extended}'
