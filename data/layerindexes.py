@@ -1,0 +1,162 @@
+"""Layer indexes by their layer's digest: taken from storage, or made of the layer and kept there.
+
+The law: an index is only ever made of bytes that have the layer's digest, and is only ever given to who expects its
+diff_id. What is kept may be lost, damaged or of another version, and is then made anew; a storage that cannot keep it
+costs time and nothing else.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from data.registry import BlobLocation, content_path
+from data.storage.base import BlobNotFound
+from data.storage.distributed import DistributedStorage, StorageReadOnly
+from util.compression import decompressed
+from util.digest import Digest, DigestMismatch, Readable, verified
+from util.layerindex import FORMAT_VERSION, LayerIndex, LayerLimits, UnreadableLayerIndex, read_layer_index
+from util.problem import Damaged, Malformed
+
+log = logging.getLogger(__name__)
+
+_PIECE = 256 << 10
+_THREADS = 2  # each has a second one that decompresses ahead
+
+
+class DiffIdMismatch(DigestMismatch):
+    """A layer that is another one, once uncompressed, than the image's configuration says."""
+
+    code = "DIFF_ID_MISMATCH"
+
+
+class LayerIndexes:
+    """The indexes of a registry's layers. Safe to use from several threads and processes."""
+
+    def __init__(self, storage: DistributedStorage, limits: LayerLimits | None = None) -> None:
+        self._storage = storage
+        self.limits = limits or LayerLimits()
+
+    def get(self, blob: BlobLocation, *, diff_id: Digest | None = None) -> LayerIndex:
+        """Return the index of the layer `blob`, which has `diff_id` if that is known.
+
+        Raises BlobNotFound naming the layer, DigestMismatch and DiffIdMismatch, what decompressing raises, and the
+        family of MalformedLayer, TruncatedLayer, LayerTooLarge.
+        """
+        index = self.peek(blob)
+        if index is not None:
+            _check_diff_id(index, blob.digest, diff_id)
+            return index
+        try:
+            stream = self._storage.open(blob.locations, blob.path)
+        except BlobNotFound:
+            raise BlobNotFound(f"layer {blob.digest} is not in storage (looked for {blob.path})") from None
+        try:
+            index = self.read(stream, blob.digest, size=blob.size, diff_id=diff_id)
+        finally:
+            stream.close()
+        self.keep(blob.digest, index)
+        return index
+
+    def many(self, blobs: Sequence[BlobLocation], diff_ids: Iterable[Digest | None]) -> list[LayerIndex]:
+        """Return the index of each of `blobs`, side by side; a layer that comes twice is read once.
+
+        Raises what `get` raises; of several errors that of the lowest layer.
+        """
+        wanted = list(zip((blob.digest for blob in blobs), diff_ids, strict=True))
+        places = dict(zip(wanted, blobs, strict=True))
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="layer-index") as pool:
+            coming = {key: pool.submit(self.get, blob, diff_id=key[1]) for key, blob in places.items()}
+            try:
+                made = {key: future.result() for key, future in coming.items()}
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        return [made[key] for key in wanted]
+
+    def peek(self, blob: BlobLocation) -> LayerIndex | None:
+        """Return the index that is kept of the layer `blob`, None where there is none that can be used.
+
+        The layer is not read. An index that is larger than the limits allow is of no use: making it will say so.
+        """
+        path = _path(blob.digest)
+        try:
+            stream = self._storage.preferred.open(path)
+            try:
+                data = b"".join(iter(lambda: stream.read(1 << 20), b""))
+            finally:
+                stream.close()
+            index = LayerIndex.load(data, layer=str(blob.digest))
+        except BlobNotFound:
+            return None
+        except UnreadableLayerIndex:
+            log.warning("the index of layer %s cannot be read and is made anew", blob.digest)
+            return None
+        except Exception:
+            log.exception("storage cannot give the index of layer %s; it is made anew", blob.digest)
+            return None
+        within = len(index) <= self.limits.max_entries and index.size <= self.limits.max_size
+        return index if within else None
+
+    def read(
+        self, stream: Readable, digest: Digest, *, size: int | None = None, diff_id: Digest | None = None
+    ) -> LayerIndex:
+        """Return the index of the layer that `stream` gives as it was pushed, read to its end. Keeps nothing.
+
+        Raises what `get` raises of a layer's content. Bytes of another digest are told as that, whatever else is
+        wrong with them. The caller closes `stream`.
+        """
+        blob = _Verified(stream, digest, size)
+        try:
+            index = read_layer_index(decompressed(blob), layer=str(digest), limits=self.limits)
+        except DigestMismatch:
+            raise
+        except (Damaged, Malformed):
+            blob.finish()
+            raise
+        blob.finish()
+        _check_diff_id(index, digest, diff_id)
+        return index
+
+    def keep(self, digest: Digest, index: LayerIndex) -> None:
+        """Keep the index of the layer `digest`. A storage that fails is logged and left alone."""
+        try:
+            with self._storage.create(_path(digest)) as writer:
+                writer.write(index.dump())
+                writer.commit()
+        except StorageReadOnly:
+            log.info("the index of layer %s is not kept: the registry is read-only", digest)
+        except Exception:
+            log.exception("the index of layer %s is not kept: storage failed", digest)
+
+
+class _Verified:
+    """A stream whose end is an error unless the bytes before it have a digest and, where it is known, a size."""
+
+    def __init__(self, stream: Readable, digest: Digest, size: int | None) -> None:
+        pieces = iter(lambda: stream.read(_PIECE), b"")
+        self._pieces = verified(pieces, digest, size=size, what="layer")
+        self._rest = b""
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not self._rest:
+            self._rest = next(self._pieces, b"")
+        end = len(self._rest) if size < 0 else size
+        piece, self._rest = self._rest[:end], self._rest[end:]
+        return piece
+
+    def finish(self) -> None:
+        """Read what has not been read. Raises DigestMismatch."""
+        for _ in self._pieces:
+            pass
+
+    def close(self) -> None:
+        """Do nothing: the stream is its opener's."""
+
+
+def _check_diff_id(index: LayerIndex, layer: Digest, diff_id: Digest | None) -> None:
+    # An index knows the SHA-256 of its layer; no other algorithm is in use for diff_ids.
+    if diff_id is not None and index.diff_id != diff_id:
+        raise DiffIdMismatch(f"layer {layer} is {index.diff_id} uncompressed, and the configuration says {diff_id}")
+
+
+def _path(digest: Digest) -> str:
+    return f"verbs/layerindex/v{FORMAT_VERSION}/{content_path(digest)}"

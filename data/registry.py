@@ -1,0 +1,264 @@
+"""Look-ups: what a name means in the registry, and where its blobs lie. Only reads.
+
+The law: values go out, nothing that is bound to a connection; each call is one connection and a number of queries that
+does not depend on the data. A tag is alive when it is not hidden and has not ended; a manifest can be had by its
+digest while a tag that has not ended, hidden or not, leads to it. What is deleted here is deleted for everybody.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeVarTuple
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, exists, or_, select
+
+from data.database import (
+    MARKED_FOR_DELETION,
+    Engine,
+    ImageStorage,
+    ImageStorageLocation,
+    ImageStoragePlacement,
+    Manifest,
+    ManifestBlob,
+    ManifestChild,
+    MediaType,
+    Repository,
+    RepositoryKind,
+    Tag,
+    User,
+    Visibility,
+    now_ms,
+)
+from util.digest import Digest
+from util.problem import Missing
+
+Columns = TypeVarTuple("Columns")
+
+_SHOWN = 10
+
+
+class RepositoryNotFound(Missing):
+    """A repository that does not exist, or is being deleted."""
+
+    code = "NAME_UNKNOWN"
+
+
+class TagNotFound(Missing):
+    """A tag that a repository does not have. `existing` holds some that it has, the newest first."""
+
+    code = "TAG_UNKNOWN"
+
+    def __init__(self, name: str, tag: str, existing: Iterable[str]) -> None:
+        self.existing = tuple(existing)
+        there_are = f"there are: {', '.join(self.existing)}" if self.existing else "it has no tags"
+        super().__init__(f"{name} has no tag {tag!r}; {there_are}")
+
+
+class ManifestNotFound(Missing):
+    """A digest that is not one of a manifest in the repository."""
+
+    code = "MANIFEST_UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryInfo:
+    """A repository. `kind` is `image` for container images."""
+
+    id: int
+    kind: str
+    public: bool
+    namespace_enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TagManifest:
+    """A manifest as it was pushed."""
+
+    digest: Digest
+    media_type: str
+    content: bytes
+    repository_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlobLocation:
+    """Where a blob lies: `path` in any of the storages named by `locations`. `size` in bytes, None if not known."""
+
+    digest: Digest
+    path: str
+    size: int | None
+    locations: tuple[str, ...]
+
+
+class Registry(Protocol):
+    """What has to be known of a registry. `repository` may have slashes."""
+
+    def repository(self, namespace: str, name: str) -> RepositoryInfo:
+        """Return what is known of a repository. Raises RepositoryNotFound."""
+
+    def manifest(self, namespace: str, repository: str, reference: str) -> TagManifest:
+        """Return the manifest that `reference`, a tag or a digest, means.
+
+        Raises TagNotFound or ManifestNotFound, and RepositoryNotFound.
+        """
+
+    def blobs(self, namespace: str, repository: str, digests: Iterable[Digest]) -> dict[Digest, BlobLocation]:
+        """Return where those of `digests` lie that manifests of the repository have; others are left out."""
+
+    def tags(self, namespace: str, repository: str) -> tuple[str, ...]:
+        """Return the names of the tags that are alive, in order. Raises RepositoryNotFound."""
+
+
+class SqlRegistry:
+    """The registry that a database of Quay's tables describes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def repository(self, namespace: str, name: str) -> RepositoryInfo:
+        query = (
+            _in_repository(select(Repository.id, RepositoryKind.name, Visibility.name, User.enabled), namespace, name)
+            .join(RepositoryKind, RepositoryKind.id == Repository.kind_id)
+            .join(Visibility, Visibility.id == Repository.visibility_id)
+        )
+        row = None
+        if _storable(namespace, name):
+            with self._engine.connect() as connection:
+                row = connection.execute(query).one_or_none()
+        if row is None:
+            raise _not_found(namespace, name)
+        number, kind, visibility, enabled = row
+        return RepositoryInfo(number, kind, visibility == "public", enabled)
+
+    def manifest(self, namespace: str, repository: str, reference: str) -> TagManifest:
+        columns = select(Manifest.digest, MediaType.name, Manifest.manifest_bytes, Manifest.repository_id)
+        query = _in_repository(columns, namespace, repository)
+        now = now_ms()
+        if ":" in reference:
+            query = query.join(Manifest, Manifest.repository_id == Repository.id).where(
+                Manifest.digest == reference, _reachable(reference, now)
+            )
+        else:
+            query = (
+                query.join(Tag, Tag.repository_id == Repository.id)
+                .join(Manifest, Manifest.id == Tag.manifest_id)
+                .where(Tag.name == reference, _alive(now))
+                .order_by(Tag.lifetime_start_ms.desc(), Tag.id.desc())
+                .limit(1)
+            )
+        query = query.join(MediaType, MediaType.id == Manifest.media_type_id)
+        if not _storable(namespace, repository):
+            raise _not_found(namespace, repository)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none() if _storable(reference) else None
+            if row is None:
+                existing = _newest_tags(connection, namespace, repository, now)
+        if row is not None:
+            digest, media_type, content, repository_id = row
+            return TagManifest(Digest.parse(digest), media_type, content.encode(), repository_id)
+        if ":" in reference:
+            raise ManifestNotFound(f"{namespace}/{repository} has no manifest {reference}")
+        raise TagNotFound(f"{namespace}/{repository}", reference, existing)
+
+    def blobs(self, namespace: str, repository: str, digests: Iterable[Digest]) -> dict[Digest, BlobLocation]:
+        wanted = sorted({str(digest) for digest in digests})
+        if not wanted or not _storable(namespace, repository):
+            return {}
+        query = (
+            _in_repository(
+                select(
+                    ImageStorage.id,
+                    ImageStorage.content_checksum,
+                    ImageStorage.uuid,
+                    ImageStorage.cas_path,
+                    ImageStorage.image_size,
+                    ImageStorageLocation.name,
+                ).distinct(),
+                namespace,
+                repository,
+            )
+            .join(ManifestBlob, ManifestBlob.repository_id == Repository.id)
+            .join(ImageStorage, ImageStorage.id == ManifestBlob.blob_id)
+            .outerjoin(ImageStoragePlacement, ImageStoragePlacement.storage_id == ImageStorage.id)
+            .outerjoin(ImageStorageLocation, ImageStorageLocation.id == ImageStoragePlacement.location_id)
+            .where(ImageStorage.content_checksum.in_(wanted), ImageStorage.uploading.is_not(True))
+            .order_by(ImageStorage.id, ImageStorageLocation.name)
+        )
+        found: dict[int, BlobLocation] = {}
+        with self._engine.connect() as connection:
+            for number, text, uuid, cas_path, size, location in connection.execute(query):
+                before = found[number].locations if number in found else ()
+                digest = Digest.parse(text or "")
+                path = content_path(digest) if cas_path else f"sharedimages/{uuid}/layer"
+                locations = (*before, location) if location else before
+                found[number] = BlobLocation(digest, path, size, locations)
+        blobs: dict[Digest, BlobLocation] = {}
+        for blob in found.values():  # a blob that was stored twice: the older row, unless it lies nowhere
+            if blob.digest not in blobs or not blobs[blob.digest].locations:
+                blobs[blob.digest] = blob
+        return blobs
+
+    def tags(self, namespace: str, repository: str) -> tuple[str, ...]:
+        number = self.repository(namespace, repository).id
+        query = select(Tag.name).where(Tag.repository_id == number, _alive(now_ms())).distinct()
+        with self._engine.connect() as connection:
+            return tuple(sorted(connection.scalars(query)))
+
+
+def content_path(digest: Digest) -> str:
+    """Return where storage holds the blob that `digest` names."""
+    return f"{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+
+
+def _in_repository(query: Select[*Columns], namespace: str, name: str) -> Select[*Columns]:
+    return (
+        query.select_from(User)
+        .join(Repository, Repository.namespace_user_id == User.id)
+        .where(User.username == namespace, Repository.name == name, Repository.state != MARKED_FOR_DELETION)
+    )
+
+
+def _not_ended(now: int) -> ColumnElement[bool]:
+    return or_(Tag.lifetime_end_ms.is_(None), Tag.lifetime_end_ms > now)
+
+
+def _alive(now: int) -> ColumnElement[bool]:
+    return and_(Tag.hidden.is_(False), _not_ended(now))
+
+
+def _reachable(reference: str, now: int) -> ColumnElement[bool]:
+    """Tell of the manifest `reference` whether a tag leads to it: by itself, or by an image index that it is in."""
+    bottom = select(Manifest.id, Manifest.repository_id).where(Manifest.digest == reference)
+    chain = bottom.cte("holders", recursive=True)
+    chain = chain.union(
+        select(ManifestChild.manifest_id, ManifestChild.repository_id).where(
+            ManifestChild.child_manifest_id == chain.c.id, ManifestChild.repository_id == chain.c.repository_id
+        )
+    )
+    return exists(
+        select(Tag.id).where(
+            Tag.manifest_id == chain.c.id, chain.c.repository_id == Manifest.repository_id, _not_ended(now)
+        )
+    )
+
+
+def _newest_tags(connection: Connection, namespace: str, repository: str, now: int) -> list[str]:
+    """Return the names of the newest tags. Raises RepositoryNotFound."""
+    query = (
+        _in_repository(select(Tag.name), namespace, repository)
+        .outerjoin(Tag, and_(Tag.repository_id == Repository.id, _alive(now)))
+        .order_by(Tag.lifetime_start_ms.desc(), Tag.id.desc())
+        .limit(_SHOWN)
+    )
+    names = list(connection.scalars(query))
+    if not names:
+        raise _not_found(namespace, repository)
+    return [name for name in names if name]  # a repository without tags is one row without a name
+
+
+def _storable(*texts: str) -> bool:
+    """Tell whether a database could hold `texts`; what it could not hold, it does not have."""
+    return all("\0" not in each and each.isprintable() for each in texts)
+
+
+def _not_found(namespace: str, repository: str) -> RepositoryNotFound:
+    return RepositoryNotFound(f"there is no repository {namespace}/{repository}")
