@@ -82,7 +82,7 @@ def _app(image: SourceImage, rootfs: Rootfs, left_out: list[str]) -> Mapping[str
 
 
 def _user_and_group(user_and_group: str, rootfs: Rootfs) -> tuple[str, str]:
-    """Return who the app runs as. A group that is not said is the user's own in the image, else called like the user."""
+    """Return who the app runs as. A group that is not said is the user's own in the image, else named as the user."""
     user, _, group = user_and_group.partition(":")
     user = user or "0"
     return user, group or _primary_group(user, rootfs) or user

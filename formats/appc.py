@@ -1,7 +1,7 @@
 """App Container's words for what Docker's have: names, platforms, ports, mount points.
 
-The law: what has no word is refused or left out, never guessed. App Container specification 0.8.11, types.md and aci.md;
-the platforms are those of its schema/types/labels.go, the names of ports and volumes docker2aci's.
+The law: what has no word is refused or left out, never guessed. App Container specification 0.8.11, types.md and
+aci.md; the platforms are those of its schema/types/labels.go, the names of ports and volumes docker2aci's.
 """
 
 import posixpath

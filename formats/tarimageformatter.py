@@ -88,7 +88,7 @@ class TarImageFormatter(ABC):
     path_prefix: ClassVar[bytes] = b""
     """Stands before every name of the root file system: `rootfs/`, or nothing."""
 
-    def check(self, image: SourceImage, rootfs: Rootfs) -> None:
+    def check(self, image: SourceImage, rootfs: Rootfs) -> None:  # noqa: B027 - most formats have words for all images
         """Raise Inexpressible, naming the field, for an image that the format has no words for. Reads no layer."""
 
     @abstractmethod
@@ -105,9 +105,9 @@ class TarImageFormatter(ABC):
         return len(self.head(image, rootfs)) + rootfs.size + len(self.tail(image, rootfs, _NOT_YET))
 
     def stream_generator(self, image: SourceImage, rootfs: Rootfs) -> Iterator[bytes]:
-        """Return the stream. What `check` raises is raised here, not by the first byte; layers are not opened before it.
+        """Return the stream. Closing it closes the layers.
 
-        Closing the generator closes the layers.
+        What `check` raises is raised here; no layer is opened before the first byte is asked for.
         """
         self.check(image, rootfs)
         return self._stream(image, rootfs, self.head(image, rootfs))

@@ -21,7 +21,7 @@ _ARCHITECTURES = {
     "armel": "arm",
 }
 _SPELLING = re.compile(r"([^/()\s]+)(?:\(([^/()\s]+)\))?/([^/()\s]+)(?:/([^/()\s]+))?")
-_VERSION = re.compile(r"v?(\d{1,3})(?:\.(\d{1,3}))?")
+_VERSION = re.compile(r"v?([0-9]{1,3})(?:\.([0-9]{1,3}))?")
 # What runs on what: v9.0 of arm64 has all of v8.5; see "platform variants" in containerd.
 _V9_IS_V8 = 5
 

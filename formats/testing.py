@@ -1,0 +1,298 @@
+"""The suite that every formatter passes, ours or a stranger's; and what it formats.
+
+The law: it asks only what the contract says (formats/tarimageformatter.py), and reads the output with Python's tarfile,
+which shares no line with ours. A package's own test is a few lines:
+
+    class TestFloppy(FormatterTests):
+        formatter = Floppy()
+
+Run by pytest. What a format refuses goes into `refused`, the hash of its output into `pinned`.
+"""
+
+# ruff: noqa: S101 - this is a test suite
+
+import hashlib
+import io
+import json
+import posixpath
+import re
+import tarfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import formats
+from formats.tarimageformatter import Rootfs, SourceImage, TarImageFormatter
+from util.compression import Compression
+from util.digest import Digest
+from util.oci import ImageConfig, Platform
+from util.problem import Inexpressible
+
+CONFIG: Mapping[str, Any] = {
+    "created": "2026-02-03T04:05:06.789Z",
+    "author": "Ada <ada@example.com>",
+    "architecture": "amd64",
+    "os": "linux",
+    "config": {
+        "User": "ada",
+        "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "GREETING=a=b"],
+        "Entrypoint": ["/usr/bin/greet", "--loud"],
+        "Cmd": ["world"],
+        "WorkingDir": "/home/ada",
+        "ExposedPorts": {"80/tcp": {}, "53/udp": {}},
+        "Volumes": {"/var/lib/greet": {}},
+        "Labels": {"org.example.purpose": "to be formatted"},
+        "StopSignal": "SIGQUIT",
+        "Healthcheck": {"Test": ["CMD", "greet", "--check"], "Interval": 30000000000},
+        "OnBuild": ["RUN true"],
+        "Shell": ["/bin/bash", "-c"],
+    },
+    "rootfs": {"type": "layers", "diff_ids": [f"sha256:{at:064x}" for at in range(2)]},
+    "history": [
+        {"created": "2026-02-03T04:05:05Z", "created_by": "ADD base"},
+        {"created": "2026-02-03T04:05:06Z", "created_by": "ENV GREETING=a=b", "empty_layer": True},
+        {"created": "2026-02-03T04:05:06Z", "created_by": "COPY greet", "comment": "the second layer"},
+    ],
+}
+FILES: Mapping[str, bytes | None] = {
+    "bin": None,
+    "bin/sh": b"#!shell\n",
+    "etc": None,
+    "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nada:x:1000:100:Ada:/home/ada:/bin/sh\n",
+    "etc/motd": b"x" * 70_000,
+    "usr": None,
+}
+
+
+def source_image(config: Mapping[str, Any] = CONFIG, **changes: Any) -> SourceImage:
+    """Return an image with `config`, of two layers unless `changes` say otherwise."""
+    parsed = ImageConfig.parse(json.dumps(config).encode())
+    image: dict[str, Any] = {
+        "host": "registry.example.com:8443",
+        "url_scheme": "https",
+        "namespace": "acme",
+        "repository": "greet",
+        "tag": "1.0",
+        "manifest_digest": Digest.of(b"manifest"),
+        "platform": parsed.platform,
+        "config": parsed,
+        "layer_count": 2,
+        "image_id": hashlib.sha256(b"image").hexdigest(),
+    }
+    return SourceImage(**(image | changes))
+
+
+class MemoryRootfs:
+    """A root file system of `files` (None for a directory), whose generator can be watched."""
+
+    def __init__(
+        self,
+        files: Mapping[str, bytes | None] = FILES,
+        *,
+        path_prefix: bytes = b"",
+        chunk_size: int = 4096,
+        breaks: bool = False,
+    ) -> None:
+        prefix = path_prefix.decode()
+        self.content = _tar(
+            ([(prefix.rstrip("/"), None)] if prefix else []) + [(prefix + n, c) for n, c in files.items()]
+        )
+        self.opened = 0
+        self.closed = 0
+        self._files = files
+        self._chunk_size = chunk_size
+        self._breaks = breaks
+        self._diff_id: Digest | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    @property
+    def diff_id(self) -> Digest:
+        """Return the digest of `content`, once it has been read to the end; fails before."""
+        assert self._diff_id is not None, "the diff_id is asked for before the root file system has ended"
+        return self._diff_id
+
+    def get_generator(self) -> Iterator[bytes]:
+        self.opened += 1
+        try:
+            for at in range(0, self.size, self._chunk_size):
+                if self._breaks and at:
+                    raise BrokenLayerError
+                yield self.content[at : at + self._chunk_size]
+            self._diff_id = Digest.of(self.content)
+        finally:
+            self.closed += 1
+
+    def kept_file(self, path: bytes) -> bytes | None:
+        return self._files.get(path.decode())
+
+
+class BrokenLayerError(Exception):
+    """What a layer raises that turns out to be damaged on the way."""
+
+
+class FormatterTests:
+    """What every formatter does. A subclass sets `formatter`."""
+
+    formatter: ClassVar[TarImageFormatter]
+    refused: ClassVar[Sequence[SourceImage]] = ()
+    """Images that the format has no words for."""
+    pinned: ClassVar[Mapping[int, str]] = {}
+    """SHA-256 of the output for `source_image()` and `MemoryRootfs`, by revision: who changes one changes the other."""
+    images: ClassVar[Sequence[SourceImage]] = (
+        source_image(),
+        source_image(host="localhost", tag=f"sha256:{'0f' * 32}"),
+        source_image({"config": None, "history": None}, layer_count=0),
+        source_image({**CONFIG, "architecture": "arm"}, platform=Platform("linux", "arm", "v7")),
+        source_image({"config": {"Cmd": ["größer", "a b"], "Labels": {"ключ": "значение"}}, "author": "Ünal 🐳"}),
+    )
+
+    def rootfs(self, **options: Any) -> MemoryRootfs:
+        """Return a root file system as `formatter` wants it."""
+        return MemoryRootfs(path_prefix=self.formatter.path_prefix, **options)
+
+    def output(self, image: SourceImage, **options: Any) -> bytes:
+        """Return the whole stream."""
+        return b"".join(self.formatter.stream_generator(image, self.rootfs(**options)))
+
+    def test_it_says_what_it_is(self) -> None:
+        """Every word of the contract that is shown to people or goes into a key."""
+        said = self.formatter
+        assert re.fullmatch(r"[a-z][a-z0-9-]*", said.verb)
+        assert type(said.revision) is int
+        assert said.revision >= 1
+        assert re.fullmatch(r"[a-z]+/[a-z0-9.+-]+", said.media_type)
+        assert re.fullmatch(r"(\.[a-z0-9]+)+", said.file_extension)
+        assert said.summary
+        assert "\n" not in said.summary + said.usage
+        assert "https://example.com/x" in said.usage.format(url="https://example.com/x")
+        assert isinstance(said.default_compression, Compression)
+        assert re.fullmatch(rb"([a-z]+/)?", said.path_prefix)
+
+    def test_it_is_found_by_its_verb_where_it_is_installed(self) -> None:
+        """The entry point is called as the verb is, and nothing is wrong with it."""
+        assert type(formats.installed_formatters()[self.formatter.verb]) is type(self.formatter)
+
+    def test_the_size_is_known_before_the_first_byte_and_exact(self) -> None:
+        for image in self.images:
+            rootfs = self.rootfs()
+            size = self.formatter.size(image, rootfs)
+            assert rootfs.opened == 0
+            assert size == len(self.output(image))
+
+    def test_the_size_of_a_root_file_system_of_terabytes_is_told_as_fast(self) -> None:
+        class Large(MemoryRootfs):
+            @property
+            def size(self) -> int:
+                return 5 << 40
+
+        large = Large(path_prefix=self.formatter.path_prefix)
+        assert self.formatter.size(source_image(), large) >= large.size
+        assert large.opened == 0
+
+    def test_an_independent_reader_reads_it_to_the_end(self) -> None:
+        for image in self.images:
+            output = self.output(image)
+            assert len(output) % 512 == 0
+            assert output.endswith(bytes(1024))
+            with tarfile.open(fileobj=io.BytesIO(output), mode="r:") as tar:
+                members = tar.getmembers()
+                assert members
+                read = sum(1 for member in members if member.isfile() and tar.extractfile(member))
+                assert read == sum(1 for member in members if member.isfile())
+                assert not output[tar.offset :].strip(b"\0"), "something stands after the archive's end"
+
+    def test_no_path_comes_twice_and_none_leaves_the_archive(self) -> None:
+        for image in self.images:
+            with tarfile.open(fileobj=io.BytesIO(self.output(image)), mode="r:") as tar:
+                names = tar.getnames()
+            normal = [posixpath.normpath(name) for name in names]
+            assert len(set(normal)) == len(normal)
+            assert not [name for name in normal if name.startswith(("/", ".."))]
+
+    def test_folders_come_before_what_is_in_them(self) -> None:
+        with tarfile.open(fileobj=io.BytesIO(self.output(source_image())), mode="r:") as tar:
+            seen: set[str] = set()
+            for member in tar.getmembers():
+                parent = posixpath.dirname(member.name)
+                assert not parent or parent in seen
+                seen.add(member.name)
+
+    def test_the_chunks_are_bytes(self) -> None:
+        chunks = list(self.formatter.stream_generator(source_image(), self.rootfs()))
+        assert {type(chunk) for chunk in chunks} == {bytes}
+
+    def test_the_same_image_gives_the_same_bytes_however_it_is_read(self) -> None:
+        for image in self.images:
+            assert len({self.output(image, chunk_size=size) for size in (1 << 20, 4096, 511, 1 << 20)}) == 1
+
+    def test_an_empty_root_file_system_is_no_error(self) -> None:
+        output = self.output(source_image(), files={})
+        assert len(output) == self.formatter.size(source_image(), self.rootfs(files={}))
+        with tarfile.open(fileobj=io.BytesIO(output), mode="r:") as tar:
+            tar.getmembers()
+
+    def test_a_stream_that_nobody_reads_opens_no_layer(self) -> None:
+        rootfs = self.rootfs()
+        _close(self.formatter.stream_generator(source_image(), rootfs))
+        assert rootfs.opened == 0
+
+    def test_a_stream_that_is_left_early_closes_the_layers(self) -> None:
+        for chunks in range(1, 9):
+            rootfs = self.rootfs(chunk_size=512)
+            stream = self.formatter.stream_generator(source_image(), rootfs)
+            for _ in range(chunks):
+                next(stream)
+            _close(stream)
+            assert rootfs.closed == rootfs.opened
+
+    def test_a_layer_that_breaks_breaks_the_stream(self) -> None:
+        rootfs = self.rootfs(breaks=True, chunk_size=1024)
+        size = self.formatter.size(source_image(), rootfs)
+        received = 0
+        try:
+            for chunk in self.formatter.stream_generator(source_image(), rootfs):
+                received += len(chunk)
+        except BrokenLayerError:
+            assert received < size
+        else:
+            raise AssertionError("the stream went on as if nothing had happened")
+
+    def test_what_it_has_no_words_for_is_refused_before_the_first_byte(self) -> None:
+        for image in self.refused:
+            for ask in (self.formatter.check, self.formatter.size, self.formatter.stream_generator):
+                rootfs = self.rootfs()
+                assert _refuses(ask, image, rootfs), f"{image.reference} on {image.platform} is not refused"
+                assert rootfs.opened == 0
+
+    def test_the_bytes_are_those_of_the_revision(self) -> None:
+        """A failure here means: raise `revision`, and pin what the new one gives."""
+        if self.pinned:
+            assert self.pinned[self.formatter.revision] == hashlib.sha256(self.output(source_image())).hexdigest()
+
+
+def _refuses(ask: Callable[[SourceImage, Rootfs], object], image: SourceImage, rootfs: Rootfs) -> bool:
+    try:
+        ask(image, rootfs)
+    except Inexpressible as refusal:
+        return bool(str(refusal))
+    return False
+
+
+def _close(stream: Iterator[bytes]) -> None:
+    assert isinstance(stream, Generator), "the stream cannot be closed, so nobody can tell it that the client is gone"
+    stream.close()
+
+
+def _tar(files: Iterable[tuple[str, bytes | None]]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.mode, info.type = (0o755, tarfile.DIRTYPE) if content is None else (0o644, tarfile.REGTYPE)
+            info.size = len(content or b"")
+            tar.addfile(info, io.BytesIO(content or b""))
+        # tarfile fills a record; a merged root file system ends with its two blocks.
+        end = tar.offset
+    return buffer.getvalue()[:end] + bytes(1024)
