@@ -43,9 +43,9 @@ class LayerIndexes:
         family of MalformedLayer, TruncatedLayer, LayerTooLarge.
         """
         index = self.peek(blob)
-        if index is not None:
-            _check_diff_id(index, blob.digest, diff_id)
+        if index is not None and diff_id in (None, index.diff_id):
             return index
+        # Also where the kept index has another diff_id: it may be the index that is wrong, and only the layer tells.
         try:
             stream = self._storage.open(blob.locations, blob.path)
         except BlobNotFound:
@@ -106,7 +106,8 @@ class LayerIndexes:
         """
         blob = _Verified(stream, digest, size)
         try:
-            index = read_layer_index(decompressed(blob), layer=str(digest), limits=self.limits)
+            chunks = decompressed(blob, what=f"layer {digest}")
+            index = read_layer_index(chunks, layer=str(digest), limits=self.limits)
         except DigestMismatch:
             raise
         except (Damaged, Malformed):
@@ -135,18 +136,29 @@ class _Verified:
         pieces = iter(lambda: stream.read(_PIECE), b"")
         self._pieces = verified(pieces, digest, size=size, what="layer")
         self._rest = b""
+        self._mismatch: DigestMismatch | None = None
 
     def read(self, size: int = -1, /) -> bytes:
         if not self._rest:
-            self._rest = next(self._pieces, b"")
+            self._rest = self._next()
         end = len(self._rest) if size < 0 else size
         piece, self._rest = self._rest[:end], self._rest[end:]
         return piece
 
     def finish(self) -> None:
-        """Read what has not been read. Raises DigestMismatch."""
-        for _ in self._pieces:
+        """Read what has not been read. Raises DigestMismatch, also when a read has raised it before."""
+        while self._next():
             pass
+
+    def _next(self) -> bytes:
+        if self._mismatch is not None:
+            raise self._mismatch
+        try:
+            return next(self._pieces, b"")
+        except DigestMismatch as error:
+            # Who read it may have been reading ahead, and another error may have come first.
+            self._mismatch = error
+            raise
 
     def close(self) -> None:
         """Do nothing: the stream is its opener's."""
