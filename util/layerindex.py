@@ -9,12 +9,14 @@ It is held in columns, one array per value, because one object per entry would c
 """
 
 import json
+import math
 import re
 import struct
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from hashlib import sha256
 from itertools import pairwise
 
@@ -36,7 +38,8 @@ KEPT_FILES = frozenset((b"etc/passwd", b"etc/group"))
 _MAX_KEPT = 1 << 20
 _MAX_ID = 0xFFFFFFFF
 _MAX_TIME = 1 << 56
-_READ_AHEAD = 8 << 20
+_READ_AHEAD = 512 << 10
+"""Enough for one piece to be inflated while another is read; more would only hold what a refusal throws away."""
 
 FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0123456"
 
@@ -184,7 +187,10 @@ class LayerIndex:
                 values.byteswap()
             parts.append(values.tobytes())
         head = struct.pack("<Q", len(self)) + b"".join(struct.pack("<Q", len(part)) for part in parts)
-        options = {zstd.CompressionParameter.compression_level: 1, zstd.CompressionParameter.checksum_flag: 1}
+        options: dict[int, int] = {
+            zstd.CompressionParameter.compression_level: 1,
+            zstd.CompressionParameter.checksum_flag: 1,
+        }
         return _MAGIC + zstd.compress(head + b"".join(parts), options=options)
 
     @classmethod
@@ -326,10 +332,9 @@ _ZEROS = bytes(BLOCK)
 _NO_OWNERS = bytes(64)
 _USTAR = b"ustar\x0000"
 _GNU = b"ustar  \0"
-_REGULAR = frozenset(b"\x000157"[i] for i in (0, 1, 4))
 _PLAIN_KINDS = frozenset((FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO))
 _SUPERSEDED = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"uname", b"gname", b"hdrcharset", b"charset"))
-_TIME = re.compile(rb"(-?\d{1,18})(?:\.(\d*))?")
+_TIME = re.compile(rb"-?\d{1,18}(?:\.\d{0,40})?(?:e-\d{1,2})?")
 _INTEGER = re.compile(rb"\d{1,20}")
 
 
@@ -384,7 +389,7 @@ class _Reader:
         if stored not in (tarheader.checksum(block), tarheader.signed_checksum(block)):
             raise self._malformed("has a wrong checksum, or is no tar header")
         kind = block[156]
-        if kind in b"xgLKX":
+        if kind in b"xgLK":
             self._extension(block, kind, position)
             return
         self._entry(block, kind, position)
@@ -417,9 +422,7 @@ class _Reader:
             if kind == 0x67:
                 self._global.update(records)
                 self._global = {key: value for key, value in self._global.items() if value}
-                # A global header extends all that follows, not one entry, so the tar may end after it.
-                if self._start is None:
-                    self._extended = 0
+                # It extends all that follows, not one entry, so the tar may end after it.
                 return
             self._local.extend(records)
         if self._start is None:
@@ -448,6 +451,8 @@ class _Reader:
         sparse_size: int | None = None
         if kind == 0x53:  # old GNU sparse
             pieces, sparse_size = self._gnu_sparse(block, name)
+        elif records.get(b"GNU.sparse.major", b"0") not in (b"0", b"1"):
+            raise self._malformed("is sparse in a version that is not known", records.get(b"GNU.sparse.name") or name)
         elif b"GNU.sparse.major" in records or b"GNU.sparse.map" in records or b"GNU.sparse.size" in records:
             name = records.get(b"GNU.sparse.name") or name
             pieces, sparse_size, size = self._pax_sparse(self._local, records, size, name)
@@ -459,11 +464,6 @@ class _Reader:
             # Since tar's first days a file whose name ends with a slash is a directory.
             verbatim = verbatim and kind == FILE and not name.endswith(b"/")
             kind = DIRECTORY if name.endswith(b"/") else FILE
-        elif kind == 0x44:  # GNU's dump directory lists names as its payload
-            kind, verbatim = DIRECTORY, False
-        elif kind == 0x56:  # GNU's volume label names the archive, nothing in it
-            self._skip(size, name)
-            return
         elif kind in _PLAIN_KINDS:
             if size:
                 stored = size = 0
@@ -481,10 +481,9 @@ class _Reader:
         if b".wh." in path and self._whiteout(path, name):
             self._skip(stored, name)
             return
-        if not path and kind != DIRECTORY:
+        # Only in tars without types is a slash at the end all that makes the root a directory.
+        if not path and (kind != DIRECTORY or block[156] in b"07"):
             raise self._malformed("stands for the root and is no directory", name)
-        if b"\n" in path and not path.strip(b"\n"):
-            pass
         content = b""
         if kind == FILE and path in KEPT_FILES and stored <= _MAX_KEPT and sparse_size is None:
             content = tar.read(stored)
@@ -517,6 +516,8 @@ class _Reader:
                 raise self._malformed(f"has a device number ({major}, {minor}) that no system has", name)
             index.devices[entry] = (major, minor)
         if sparse_size is not None:
+            if sum(length for _, length in pieces) > stored:
+                raise self._malformed("has less data than its sparse map says", name)
             index.sparse[entry] = Sparse(sparse_size, pieces)
             self._size += sparse_size
             if self._size > self._limits.max_size:
@@ -528,7 +529,8 @@ class _Reader:
             kept = {
                 key: value
                 for key, value in records.items()
-                if value and key not in _SUPERSEDED and not key.startswith(b"GNU.sparse.")
+                # Without a value a record takes back a global one; an attribute may be empty.
+                if (value or b".xattr." in key) and key not in _SUPERSEDED and not key.startswith(b"GNU.sparse.")
             }
             if kept:
                 index.records[entry] = kept
@@ -616,17 +618,16 @@ class _Reader:
         if not text:
             seconds = self._number(block[136:148], "mtime", name)
         else:
-            match = _TIME.fullmatch(text)
-            if match is None:
+            if not _TIME.fullmatch(text):
                 raise self._malformed("has a PAX record mtime that is no time", name)
-            fraction = (match[2] or b"").rstrip(b"0")
-            seconds = int(match[1])
-            if fraction:
-                records[b"mtime"] = match[1] + b"." + fraction
-                # The whole seconds are below the time, also before the epoch.
-                seconds -= match[1].startswith(b"-")
-            else:
+            # Python writes a time near the epoch with an exponent.
+            time = Decimal(text.decode())
+            # The whole seconds are below the time, also before the epoch.
+            seconds = math.floor(time)
+            if time == seconds:
                 del records[b"mtime"]
+            else:
+                records[b"mtime"] = f"{time:f}".rstrip("0").encode()
         if not -_MAX_TIME < seconds < _MAX_TIME:
             raise self._malformed(f"has a time ({seconds} s) that no clock shows", name)
         return seconds

@@ -173,7 +173,7 @@ class _Tree:
                     f"layer {self.layers[layer]}: entry {shown(name)} is a hard link to {shown(target)}, which does not exist"
                 )
             if self.is_directory(inode):
-                raise MalformedLayer(
+                raise DanglingHardLink(
                     f"layer {self.layers[layer]}: entry {shown(name)} is a hard link to the directory {shown(target)}"
                 )
             self.inodes[slot] = self.inodes.get(inode, inode)
@@ -190,19 +190,28 @@ class _Tree:
         there = self.made.get(parent)
         if there is not None and self.is_directory(there):
             return name
-        real = self._walk(parent, layer, entry, slot=slot)
+        real = self._walk(parent, layer, entry) or b""
+        missing = real
+        while missing and missing not in self.made:
+            self.made[missing] = -1 - slot
+            self._unsorted.append(missing)
+            missing = missing.rpartition(b"/")[0]
         return real + b"/" + last if real else last
 
-    def _real(self, name: bytes, layer: int, entry: bytes) -> bytes | None:
-        """Return the real path of `name`, None where a parent lacks; its last component is not followed."""
+    def _real(self, name: bytes, layer: int, entry: bytes, *, deleting: LayerIndex | None = None) -> bytes | None:
+        """Return the real path of `name`, whose last component is not followed; it may not exist."""
         parent, _, last = name.rpartition(b"/")
-        real = self._walk(parent, layer, entry, slot=None)
+        real = self._walk(parent, layer, entry, deleting=deleting)
         if real is None:
             return None
         return real + b"/" + last if real else last
 
-    def _walk(self, path: bytes, layer: int, entry: bytes, *, slot: int | None) -> bytes | None:
-        """Return the real directory that `path` leads to. What lacks is made at `slot`; without one the answer is None."""
+    def _walk(self, path: bytes, layer: int, entry: bytes, *, deleting: LayerIndex | None = None) -> bytes | None:
+        """Return the real directory that `path` leads to, which may not exist yet.
+
+        `deleting` is the layer whose whiteouts are looked up. A symlink that it replaces by something else hides nothing
+        of the lower layers, nor does a file: the answer is None there. Overlay drivers mark such a new directory as opaque.
+        """
         waiting = path.split(b"/")[::-1] if path else []
         here, followed = b"", 0
         while waiting:
@@ -214,15 +223,11 @@ class _Tree:
                 continue
             path = here + b"/" + part if here else part
             there = self.made.get(path)
-            if there is None:
-                if slot is None:
-                    return None
-                self.made[path] = -1 - slot
-                self._unsorted.append(path)
-                here = path
-            elif self.is_directory(there):
+            if there is None or self.is_directory(there):
                 here = path
             elif self.kinds[there] == SYMLINK or self.kinds[self.inodes.get(there, there)] == SYMLINK:
+                if deleting is not None and self._replaces(deleting, path):
+                    return None
                 followed += 1
                 if followed > _MAX_SYMLINKS:
                     raise SymlinkLoop(
@@ -232,13 +237,17 @@ class _Tree:
                 if target.startswith(b"/"):
                     here = b""
                 waiting += target.split(b"/")[::-1]
-            elif slot is None:
+            elif deleting is not None:
                 return None
             else:
                 raise ParentNotDirectory(
                     f"layer {self.layers[layer]}: entry {shown(entry)} lies below {shown(path)}, which is no directory"
                 )
         return here
+
+    @staticmethod
+    def _replaces(index: LayerIndex, path: bytes) -> bool:
+        return any(name == path and index.kinds[entry] != SYMLINK for entry, name in enumerate(index.names))
 
     def link_of(self, slot: int) -> bytes:
         layer = self.layer_of(slot)
@@ -254,8 +263,8 @@ class _Tree:
 
     def _delete(self, index: LayerIndex, layer: int) -> None:
         # All are looked up in the tree as the lower layers left it, and only then carried out.
-        gone = [self._real(path, layer, path) for path in index.whiteouts]
-        emptied = [self._walk(path, layer, path, slot=None) for path in index.opaques]
+        gone = [self._real(path, layer, path, deleting=index) for path in index.whiteouts]
+        emptied = [self._walk(path, layer, path, deleting=index) for path in index.opaques]
         for directory in emptied:
             if directory is not None:
                 self._remove_below(directory)
