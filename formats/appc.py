@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from util.oci import Platform
-from util.problem import Inexpressible
+from util.problem import Inexpressible, Missing
 
 _IDENTIFIER = re.compile(r"[a-z0-9]+(?:[-._~/][a-z0-9]+)*")
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
@@ -48,9 +48,15 @@ class NoAppcName(Inexpressible):
 
 
 class NoAppcPlatform(Inexpressible):
-    """A platform that App Container has no name for, or a name of its own that stands for no platform here."""
+    """A platform that App Container has no name for."""
 
     code = "APPC_PLATFORM_INEXPRESSIBLE"
+
+
+class AppcPlatformNotFound(Missing):
+    """A platform asked for by a name that App Container does not give to any platform known here."""
+
+    code = "PLATFORM_UNKNOWN"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,11 +74,11 @@ class Port:
 
 
 def platform_of_appc(os: str, arch: str) -> Platform:
-    """Return the platform that App Container calls `os` and `arch`. Raises NoAppcPlatform, listing its names."""
+    """Return the platform that App Container calls `os` and `arch`. Raises AppcPlatformNotFound, listing its names."""
     platform = _PLATFORMS.get((os, arch))
     if platform is None:
         known = ", ".join("/".join(names) for names in _PLATFORMS)
-        raise NoAppcPlatform(f"{os}/{arch} is no platform of App Container's that is known here; those are {known}")
+        raise AppcPlatformNotFound(f"{os}/{arch} is no platform of App Container's that is known here; those are {known}")
     return platform
 
 

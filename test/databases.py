@@ -15,11 +15,8 @@ KINDS = ("sqlite", "postgresql")
 
 
 @contextmanager
-def database_uri(kind: str, folder: Path) -> Iterator[str]:
-    """Give the URI of an empty database of `kind`; it is gone afterwards."""
-    if kind == "sqlite":
-        yield f"sqlite:///{folder / 'registry.db'}"
-        return
+def postgresql() -> Iterator[str]:
+    """Give the URI of an empty schema on the PostgreSQL that runs here; it is gone afterwards."""
     schema = f"verbs_{uuid.uuid4().hex}"
     keeper = make_engine(POSTGRESQL)
     try:
@@ -30,6 +27,16 @@ def database_uri(kind: str, folder: Path) -> Iterator[str]:
         with keeper.begin() as connection:
             connection.execute(text(f"DROP SCHEMA IF EXISTS {schema} CASCADE"))
         keeper.dispose()
+
+
+@contextmanager
+def database_uri(kind: str, folder: Path) -> Iterator[str]:
+    """Give the URI of an empty database of `kind`; it is gone afterwards."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'registry.db'}"
+        return
+    with postgresql() as uri:
+        yield uri
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from formats.aci import NOTE, ACIImage, platform_of_appc
-from formats.appc import NoAppcName, NoAppcPlatform, appc_of_platform
+from formats.appc import AppcPlatformNotFound, NoAppcName, NoAppcPlatform, appc_of_platform
 from formats.testing import CONFIG, FILES, MemoryRootfs, source_image
 from util.oci import Platform
 
@@ -139,7 +139,7 @@ def test_a_platform_without_a_name_is_refused_and_never_called_like_the_server_s
 
 @pytest.mark.parametrize("names", [("linux", "aarch64_be"), ("linux", "arm64"), ("linux", ""), ("plan9", "amd64")])
 def test_an_arch_that_appc_does_not_know_is_refused_with_those_it_does(names: tuple[str, str]) -> None:
-    with pytest.raises(NoAppcPlatform, match="linux/aarch64"):
+    with pytest.raises(AppcPlatformNotFound, match="linux/aarch64"):
         platform_of_appc(*names)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
 from importlib.metadata import version
+from typing import cast
 
 from backports import zstd
 from isal import igzip_lib, isal_zlib
@@ -27,6 +28,8 @@ PIECE = 1 << 20
 """The most bytes that one decompressed piece has."""
 
 _READ = 256 << 10
+# The library's own type hints call this class an instance.
+_IsalError = cast("type[Exception]", igzip_lib.IsalError)
 _MAX_GZIP_HEADER = 1 << 20
 _GZIP_LEVEL = 1
 _GZIP_BLOCK = 1 << 20
@@ -124,7 +127,7 @@ def _gunzipped(pending: bytes, stream: Readable, what: str) -> Iterator[bytes]:
                     raise TruncatedStream(f"{what} ends within its gzip stream")
             try:
                 piece = inflater.decompress(pending, PIECE)
-            except igzip_lib.IsalError as error:
+            except _IsalError as error:
                 raise CorruptStream(f"{what} is not a sound gzip stream: {error}") from error
             pending = b""
             if piece:

@@ -42,7 +42,7 @@ class Digest:
     @classmethod
     def parse(cls, text: str) -> "Digest":
         """Return the digest that `text` writes. Raises InvalidDigest, also for an algorithm that is not supported."""
-        match = _DIGEST.fullmatch(text) if isinstance(text, str) else None
+        match = _DIGEST.fullmatch(text)
         if match is None or _HEX_LENGTH.get(match[1]) != len(match[2]):
             supported = ", ".join(_HEX_LENGTH)
             raise InvalidDigest(f"{text!r} is not a digest (supported: {supported}, in lower-case hexadecimal)")
