@@ -156,6 +156,17 @@ PLAIN = {"access_key": "key", "secret_key": "hunter2", "bucket_name": "quay", "s
         ("S3Storage", {**KEYS, "s3_bucket": "b", "port": "https"}, "port must be a whole number above zero"),
         ("S3Storage", {**KEYS, "s3_bucket": "b", "port": True}, "port must be a whole number above zero"),
         ("S3Storage", {**KEYS, "s3_bucket": "b", "is_secure": "no"}, "is_secure must be true or false"),
+        ("S3Storage", {**KEYS, "s3_bucket": "b", "endpoint_url": "minio:9000"}, "Invalid endpoint: minio:9000"),
+        (
+            "S3Storage",
+            {**KEYS, "s3_bucket": "b", "s3_region": "us east"},
+            "Provided region_name 'us east' doesn't match a supported format.",
+        ),
+        (
+            "S3Storage",
+            {"s3_secret_key": "hunter2", "s3_bucket": "b"},
+            "Partial credentials found in explicit, missing: aws_access_key_id",
+        ),
         ("RadosGWStorage", PLAIN, "hostname is missing"),
         ("IBMCloudStorage", {**PLAIN, "hostname": "h", "bucket_name": None}, "bucket_name is missing"),
         ("GoogleCloudStorage", {**PLAIN, "hostname": "h"}, "unknown parameter hostname"),
@@ -222,6 +233,24 @@ def test_quay_s_s3_kinds_lead_to_their_bucket(driver: str, parameters: Mapping[s
 )
 def test_quay_s_gateways_lead_to_their_bucket(driver: str, parameters: Mapping[str, Any], url: str) -> None:
     assert url_of(make_storage("here", driver, {**PLAIN, **parameters})) == f"{url}/datastorage/registry/a/b"
+
+
+@pytest.mark.parametrize(
+    ("host", "region"),
+    [
+        ("s3.us-east-2.amazonaws.com", "us-east-2"),
+        ("s3-eu-west-1.amazonaws.com", "eu-west-1"),
+        ("s3.dualstack.ap-southeast-1.amazonaws.com", "ap-southeast-1"),
+        ("s3.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+        ("s3.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+        ("s3.amazonaws.com", "us-east-1"),
+    ],
+)
+def test_a_host_of_aws_tells_its_region(host: str, region: str) -> None:
+    storage = make_storage("here", "S3Storage", {**KEYS, "s3_bucket": "quay", "host": host})
+    url = storage.direct_download_url("a/b", seconds=60)
+    assert url is not None
+    assert f"%2F{region}%2Fs3%2F" in url
 
 
 def test_encryption_is_asked_of_aws_alone() -> None:

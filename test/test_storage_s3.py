@@ -15,6 +15,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from urllib3.exceptions import SSLError
 
 from data.storage import s3
 from data.storage.base import BlobNotFound, Storage, StorageUnavailable
@@ -281,6 +282,22 @@ def test_a_read_in_one_go_goes_on_too() -> None:
         stream = flaky_storage(server).open(PATH)
         assert stream.read() == CONTENT
         stream.close()
+
+
+def test_a_read_goes_on_after_an_error_of_tls() -> None:
+    class Garbled:
+        def read(self, _: int) -> bytes:
+            raise SSLError("bad record mac")
+
+        def close(self) -> None:
+            raise SSLError("bad record mac")
+
+    with closing(Flaky(CONTENT, [])) as server:
+        stream = flaky_storage(server).open(PATH)
+        stream._body.close()  # type: ignore[attr-defined]
+        stream._body = Garbled()  # type: ignore[attr-defined]
+        assert content_of(stream) == CONTENT
+    assert server.ranges == [None, "bytes=0-255999"]
 
 
 def test_a_connection_that_always_breaks_is_an_error_and_no_short_blob() -> None:

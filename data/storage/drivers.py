@@ -5,12 +5,15 @@ secret; nothing is guessed. Parameters of Quay's that have no meaning here (a CD
 cut) are known and passed over. A driver's module is imported when one of its kind is configured.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from data.storage.base import Storage
 from data.storage.local import LocalStorage
 from util.problem import Problem
+
+_AWS_HOST = re.compile(r"//s3[.-](?:dualstack\.)?([a-z]{2}(?:-[a-z]+)+-[0-9])\.amazonaws\.com")
 
 
 class InvalidStorageConfiguration(Problem):
@@ -31,14 +34,14 @@ class _Parameters:
         for name in names:
             value = self._values.pop(name, None)
             if value is not None and not isinstance(value, str):
-                raise self._error(f"{name} must be a text")
+                raise self.error(f"{name} must be a text")
             found = found or value
         return found or None
 
     def required(self, name: str) -> str:
         value = self.text(name)
         if value is None:
-            raise self._error(f"{name} is missing")
+            raise self.error(f"{name} is missing")
         return value
 
     def number(self, name: str) -> int | None:
@@ -46,7 +49,7 @@ class _Parameters:
         if value is None or value == "":
             return None
         if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdecimal() or not int(value):
-            raise self._error(f"{name} must be a whole number above zero")
+            raise self.error(f"{name} must be a whole number above zero")
         return int(value)
 
     def flag(self, name: str, *, default: bool | None = None) -> bool | None:
@@ -54,7 +57,7 @@ class _Parameters:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise self._error(f"{name} must be true or false")
+            raise self.error(f"{name} must be true or false")
         return value
 
     def pass_over(self, *names: str) -> None:
@@ -64,9 +67,9 @@ class _Parameters:
     def end(self) -> None:
         """Raise for what nobody has taken."""
         if self._values:
-            raise self._error(f"unknown parameter {', '.join(sorted(self._values))}")
+            raise self.error(f"unknown parameter {', '.join(sorted(self._values))}")
 
-    def _error(self, fact: str) -> InvalidStorageConfiguration:
+    def error(self, fact: str) -> InvalidStorageConfiguration:
         return InvalidStorageConfiguration(f"{self._what}: {fact}")
 
 
@@ -90,6 +93,8 @@ def _local(parameters: _Parameters) -> Storage:
 def _s3(parameters: _Parameters) -> Storage:
     endpoint = _endpoint(parameters, "host")
     region = parameters.text("s3_region")
+    if region is None and endpoint is not None and (named := _AWS_HOST.search(endpoint)):
+        region = named[1]  # configurations from before `s3_region` name it in `host` alone
     parameters.pass_over("maximum_chunk_size_gb", *_CDN)
     return _bucket(
         parameters,
@@ -139,7 +144,10 @@ def _bucket(parameters: _Parameters, **given: Any) -> Storage:
         **given,
     )
     parameters.end()
-    return S3Storage(settings)
+    try:
+        return S3Storage(settings)
+    except ValueError as error:
+        raise parameters.error(str(error)) from error
 
 
 def _endpoint(parameters: _Parameters, host_name: str) -> str | None:

@@ -18,6 +18,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
+from urllib3.exceptions import HTTPError
 
 from data.storage.base import BlobNotFound, BlobWriter, Storage, StorageUnavailable, check_range, checked_path
 from util.digest import Readable
@@ -63,14 +64,17 @@ class S3Settings:
 
 
 class S3Storage(Storage):
-    """Blobs in a bucket. No request is made before one is asked for."""
+    """Blobs in a bucket. No request is made before one is asked for. Raises ValueError for settings that cannot be."""
 
     def __init__(self, settings: S3Settings) -> None:
         self._bucket = settings.bucket
         self._prefix = settings.prefix.strip("/")
         self._part_size = max(settings.part_size, MIN_PART_SIZE)
         self._upload: dict[str, Any] = {"ServerSideEncryption": "AES256"} if settings.encrypt else {}
-        self._client = _client(settings)
+        try:
+            self._client = _client(settings)
+        except BotoCoreError as error:
+            raise ValueError(str(error)) from error
 
     def open(self, path: str, *, offset: int = 0, length: int | None = None) -> Readable:
         check_range(offset, length)
@@ -161,7 +165,7 @@ class _S3Reader:
     def close(self) -> None:
         body, self._body = self._body, None
         if body is not None:
-            with contextlib.suppress(BotoCoreError, OSError):
+            with contextlib.suppress(BotoCoreError, HTTPError, OSError):
                 body.close()
 
     def _piece(self, wanted: int) -> bytes:
@@ -176,7 +180,7 @@ class _S3Reader:
                     self._broken = 0
                     return piece
                 reason = "the connection was closed"
-            except (BotoCoreError, OSError) as error:
+            except (BotoCoreError, HTTPError, OSError) as error:  # HTTPError: the library passes on those of TLS
                 reason = str(error)
             self.close()
             self._broken += 1
