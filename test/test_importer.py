@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import func, select
 
 from data import sources
-from data.database import Base, Engine, Manifest, ManifestChild, Repository, Tag, create_tables, make_engine, writing
+from data.database import Base, Engine, Manifest, ManifestChild, Repository, Tag, create_tables, writing
 from data.importer import InvalidName, Schema1NotImported, UnusableRepository, import_image
 from data.layerindexes import DiffIdMismatch, LayerIndexes
 from data.registry import SqlRegistry
@@ -28,7 +28,7 @@ from data.sources import (
 )
 from data.storage.distributed import DistributedStorage
 from data.storage.local import LocalStorage
-from test.databases import postgresql
+from test.databases import KINDS, database
 from test.images import INDEX, Image, Layer, Layout
 from test.layers import file, gzipped, layer, zstd_frame
 from util.digest import Digest, DigestMismatch
@@ -37,12 +37,6 @@ from util.problem import Damaged, Malformed, Problem, TooLarge
 
 ONE = Image([Layer([file(b"a", b"1")]), Layer([file(b"b", b"2")], "zstd"), Layer([file(b"c")], "none")])
 OTHER = Image([Layer([file(b"a", b"1")]), Layer([file(b"arm")])], "linux/arm64")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgresql() as uri:
-        yield uri
 
 
 @dataclass
@@ -86,14 +80,11 @@ class Target:
             stream.close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=KINDS)
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
-    sqlite = request.param == "sqlite"
-    engine = make_engine(f"sqlite:///{tmp_path}/registry.db" if sqlite else request.getfixturevalue("server"))
-    Base.metadata.drop_all(engine)
-    create_tables(engine)
-    yield Target(tmp_path, engine)
-    engine.dispose()
+    with database(request.param, tmp_path) as engine:
+        create_tables(engine)
+        yield Target(tmp_path, engine)
 
 
 @pytest.fixture
@@ -101,7 +92,7 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "layout")
 
 
-def refused(target: Target, source: str, kind: type[Problem] | tuple[type[Problem], ...], match: str = "") -> None:
+def refused(target: Target, source: str, kind: type[Problem] | tuple[type[Problem], ...], match: str | None = None) -> None:
     """Import `source`, and expect that it is refused and that nothing of it can be seen."""
     before = target.counts()
     with pytest.raises(kind, match=match):

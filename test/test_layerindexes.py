@@ -1,7 +1,8 @@
-"""Layer indexes: taken from storage, or made of the layer, and never of other bytes."""
+"""Layer indexes: made once, kept, made anew when what is kept is lost or damaged, and never of other bytes."""
 
 import gzip
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,167 +12,260 @@ from data.registry import BlobLocation
 from data.storage.base import BlobNotFound, BlobWriter, StorageUnavailable
 from data.storage.distributed import DistributedStorage
 from data.storage.local import LocalStorage
-from test.layers import file, gzipped, layer
-from util.compression import CorruptStream
-from util.digest import Digest, DigestMismatch
-from util.layerindex import FORMAT_VERSION, LayerLimits, LayerTooLarge, MalformedLayer, TruncatedLayer
+from test.layers import file, gzip_members, gzipped, layer, zstd_frame
+from util.compression import CorruptStream, TruncatedStream
+from util.digest import Digest, DigestMismatch, Readable
+from util.layerindex import FORMAT_VERSION, LayerIndex, LayerLimits, LayerTooLarge, TruncatedLayer
+from util.tarheader import MalformedHeader
 
-TAR = layer(file(b"etc/passwd", b"root:x:0:0::/:/bin/sh\n"), file(b"a", bytes(5000)))
+TAR = layer(file(b"a", b"content of a"), file(b"b/c", b"x" * 5000))
+OTHER = layer(file(b"other"))
+ABSENT = Digest.of(b"absent")
 
 
-class Shelf:
-    """A storage in a folder, with blobs put into it."""
+class Counting(LocalStorage):
+    """A folder that tells which blobs were opened."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.local = LocalStorage(folder)
-        self.storage = DistributedStorage({"here": self.local}, ["here"])
-        self.indexes = LayerIndexes(self.storage)
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.opened: list[str] = []
 
-    def put(self, content: bytes, *, digest: Digest | None = None) -> BlobLocation:
-        digest = digest or Digest.of(content)
-        blob = BlobLocation(digest, f"sha256/{digest.hex[:2]}/{digest.hex}", len(content), ("here",))
-        with self.local.create(blob.path) as writer:
-            writer.write(content)
-            writer.commit()
-        return blob
+    def open(self, path: str, *, offset: int = 0, length: int | None = None) -> Readable:
+        stream = super().open(path, offset=offset, length=length)
+        self.opened.append(path)
+        return stream
 
-    def kept(self, blob: BlobLocation) -> Path:
-        hexadecimal = blob.digest.hex
-        return self.folder / f"verbs/layerindex/v{FORMAT_VERSION}/sha256" / hexadecimal[:2] / hexadecimal
+
+class ReadOnly(Counting):
+    def create(self, path: str) -> BlobWriter:
+        raise StorageUnavailable("the disk is read-only")
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path)
+def storage(tmp_path: Path) -> Counting:
+    return Counting(tmp_path)
 
 
-def test_an_index_is_made_once_and_kept(shelf: Shelf) -> None:
-    blob = shelf.put(gzipped(TAR))
-    assert shelf.indexes.peek(blob) is None
-    made = shelf.indexes.get(blob, diff_id=Digest.of(TAR))
-    assert (made.diff_id, len(made), made.size) == (Digest.of(TAR), 2, len(TAR))
-    shelf.local.delete(blob.path)
-    for index in (shelf.indexes.peek(blob), shelf.indexes.get(blob)):
-        assert index is not None
-        assert index.dump() == made.dump() == shelf.kept(blob).read_bytes()
+def put(storage: LocalStorage, blob: bytes, *, digest: Digest | None = None, size: int | None = None) -> BlobLocation:
+    digest = digest or Digest.of(blob)
+    path = f"sha256/{digest.hex[:2]}/{digest.hex}"
+    with LocalStorage(storage._root).create(path) as writer:
+        writer.write(blob)
+        writer.commit()
+    return BlobLocation(digest, path, len(blob) if size is None else size, ("here",))
 
 
-@pytest.mark.parametrize("damage", [b"", b"nonsense", b"cut", b"flipped"])
-def test_a_kept_index_that_cannot_be_read_is_made_anew(shelf: Shelf, damage: bytes) -> None:
-    blob = shelf.put(TAR)
-    shelf.indexes.get(blob)
-    sound = shelf.kept(blob).read_bytes()
-    flipped = sound[:40] + bytes([sound[40] ^ 255]) + sound[41:]
-    shelf.kept(blob).write_bytes({b"cut": sound[:-1], b"flipped": flipped}.get(damage, damage))
-    assert shelf.indexes.peek(blob) is None
-    assert shelf.indexes.get(blob).diff_id == Digest.of(TAR)
-    assert shelf.kept(blob).read_bytes() == sound
+def indexes(storage: LocalStorage, limits: LayerLimits | None = None) -> LayerIndexes:
+    return LayerIndexes(DistributedStorage({"here": storage}, ["here"]), limits)
 
 
-def test_a_layer_that_is_not_there_is_named(shelf: Shelf) -> None:
-    blob = shelf.put(TAR)
-    shelf.local.delete(blob.path)
-    with pytest.raises(BlobNotFound, match=str(blob.digest)):
-        shelf.indexes.get(blob)
+def place_of(storage: LocalStorage, blob: BlobLocation) -> Path:
+    return Path(storage._root, f"verbs/layerindex/v{FORMAT_VERSION}", blob.path)
+
+
+@pytest.mark.parametrize("wrapped", [bytes, gzipped, zstd_frame, lambda tar: gzip_members(tar, 700)])
+def test_an_index_is_made_of_a_layer_in_any_wrapping(storage: Counting, wrapped: Callable[[bytes], bytes]) -> None:
+    index = indexes(storage).get(put(storage, wrapped(TAR)), diff_id=Digest.of(TAR))
+    assert index.diff_id == Digest.of(TAR)
+    assert index.size == len(TAR)
+    assert index.names == [b"a", b"b/c"]
+
+
+def test_a_layer_is_read_once_and_its_index_from_then_on(storage: Counting) -> None:
+    blob = put(storage, gzipped(TAR))
+    first = indexes(storage).get(blob)
+    assert storage.opened == [blob.path]
+    second = indexes(storage).get(blob, diff_id=Digest.of(TAR))
+    assert storage.opened[1:] == [f"verbs/layerindex/v{FORMAT_VERSION}/{blob.path}"]
+    assert second.dump() == first.dump()
+
+
+def test_nothing_is_read_to_look_whether_there_is_an_index(storage: Counting) -> None:
+    blob = put(storage, gzipped(TAR))
+    assert indexes(storage).peek(blob) is None
+    assert storage.opened == []
+    made = indexes(storage).get(blob)
+    kept = indexes(storage).peek(blob)
+    assert kept is not None
+    assert kept.dump() == made.dump()
+    assert storage.opened.count(blob.path) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda data: data[:-5], lambda data: data[:-5] + b"!!!!!"])
+def test_an_index_that_cannot_be_read_is_made_anew(
+    storage: Counting, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    blob = put(storage, gzipped(TAR))
+    sound = indexes(storage).get(blob).dump()
+    place = place_of(storage, blob)
+    assert place.read_bytes() == sound
+    place.write_bytes(damage(sound))
+    assert indexes(storage).get(blob).dump() == sound
+    assert place.read_bytes() == sound
+    assert f"the index of layer {blob.digest} cannot be read and is made anew" in caplog.text
+
+
+def test_an_index_of_another_layer_in_its_place_is_found_out(storage: Counting) -> None:
+    blob, other = put(storage, gzipped(TAR)), put(storage, gzipped(OTHER))
+    indexes(storage).get(other)
+    place_of(storage, blob).parent.mkdir(parents=True)
+    place_of(storage, other).rename(place_of(storage, blob))
+    assert indexes(storage).get(blob, diff_id=Digest.of(TAR)).diff_id == Digest.of(TAR)
+
+
+def test_an_index_that_cannot_be_kept_fails_no_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    storage = ReadOnly(tmp_path)
+    blob = put(storage, gzipped(TAR))
+    assert indexes(storage).get(blob).diff_id == Digest.of(TAR)
+    assert indexes(storage).get(blob).diff_id == Digest.of(TAR)
+    assert f"the index of layer {blob.digest} is not kept" in caplog.text
+
+
+def test_no_index_is_kept_when_the_registry_is_read_only(storage: Counting, caplog: pytest.LogCaptureFixture) -> None:
+    blob = put(storage, gzipped(TAR))
+    caplog.set_level(logging.INFO)
+    readonly = LayerIndexes(DistributedStorage({"here": storage}, ["here"], readonly=True))
+    assert readonly.get(blob).diff_id == Digest.of(TAR)
+    assert not place_of(storage, blob).exists()
+    assert "Traceback" not in caplog.text
+
+
+def test_an_index_that_storage_cannot_give_is_made_anew(
+    storage: Counting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    blob = put(storage, gzipped(TAR))
+    indexes(storage).get(blob)
+    opened = Counting.open
+
+    def breaking(self: Counting, path: str, *, offset: int = 0, length: int | None = None) -> Readable:
+        if path.startswith("verbs/"):
+            raise StorageUnavailable("the wire is cut")
+        return opened(self, path, offset=offset, length=length)
+
+    monkeypatch.setattr(Counting, "open", breaking)
+    assert indexes(storage).get(blob).diff_id == Digest.of(TAR)
+    assert "the wire is cut" in caplog.text
+
+
+def test_an_index_comes_from_the_preferred_location_and_the_layer_from_where_it_lies(tmp_path: Path) -> None:
+    near, far = Counting(tmp_path / "near"), Counting(tmp_path / "far")
+    both = LayerIndexes(DistributedStorage({"near": near, "here": far}, ["near", "here"]))
+    blob = put(far, gzipped(TAR))
+    both.get(blob)
+    both.get(blob)
+    assert far.opened == [blob.path]
+    assert near.opened == [f"verbs/layerindex/v{FORMAT_VERSION}/{blob.path}"]
+
+
+# --- What is wrong with a layer ---------------------------------------------------------------------------------------
+
+
+def nothing_is_kept(storage: LocalStorage) -> bool:
+    return not Path(storage._root, "verbs").exists() or not any(
+        path.is_file() for path in Path(storage._root, "verbs").rglob("*")
+    )
+
+
+def test_a_layer_that_is_not_there_is_named(storage: Counting) -> None:
+    blob = BlobLocation(ABSENT, "sharedimages/1234/layer", 10, ("here",))
+    with pytest.raises(BlobNotFound, match=f"layer {ABSENT} .*sharedimages/1234/layer"):
+        indexes(storage).get(blob)
+
+
+def test_other_bytes_than_the_digest_s_are_no_index(storage: Counting) -> None:
+    blob = put(storage, gzipped(OTHER), digest=Digest.of(gzipped(TAR)))
+    with pytest.raises(DigestMismatch, match=f"layer {blob.digest} holds other bytes"):
+        indexes(storage).get(blob)
+    assert nothing_is_kept(storage)
+
+
+def test_another_size_than_the_registry_s_is_no_index(storage: Counting) -> None:
+    blob = put(storage, gzipped(TAR), size=len(gzipped(TAR)) - 1)
+    with pytest.raises(DigestMismatch, match="is longer than"):
+        indexes(storage).get(blob)
+    assert nothing_is_kept(storage)
+
+
+def test_bytes_that_are_broken_in_storage_are_told_as_that_and_not_as_a_broken_layer(storage: Counting) -> None:
+    pushed = gzipped(TAR)
+    broken = pushed[: len(pushed) // 2] + bytes([pushed[len(pushed) // 2] ^ 0xFF]) + pushed[len(pushed) // 2 + 1 :]
+    for wrong in (broken, pushed[:-20], gzip.compress(b"no tar at all" * 100)):
+        with pytest.raises(DigestMismatch):
+            indexes(storage).get(put(storage, wrong, digest=Digest.of(pushed), size=len(wrong)))
 
 
 @pytest.mark.parametrize(
-    "content", [b"", TAR[:-1], TAR + b"\0", gzipped(TAR)[:-1], gzipped(TAR) + b"x", b"\x1f\x8b", b"?" * 2048]
+    ("blob", "error"),
+    [
+        (gzipped(TAR)[:-20], TruncatedStream),
+        (gzipped(TAR)[:-8] + bytes(8), CorruptStream),
+        (gzipped(TAR[:520]), TruncatedLayer),
+        (gzipped(b"no tar at all" * 100), MalformedHeader),
+    ],
+    ids=["cut", "checksum", "tar cut", "no tar"],
 )
-def test_other_bytes_than_the_layers_are_told_as_that(shelf: Shelf, content: bytes) -> None:
-    blob = shelf.put(content, digest=Digest.of(gzipped(TAR)))
-    with pytest.raises(DigestMismatch, match=str(blob.digest)):
-        shelf.indexes.get(blob)
-    assert not shelf.kept(blob).exists()
+def test_a_layer_that_was_pushed_broken_is_named(storage: Counting, blob: bytes, error: type[Exception]) -> None:
+    location = put(storage, blob)
+    with pytest.raises(error, match=str(location.digest)):
+        indexes(storage).get(location)
+    assert nothing_is_kept(storage)
 
 
-def test_a_layer_of_another_length_than_registered_is_refused(shelf: Shelf) -> None:
-    blob = shelf.put(TAR)
+def test_bytes_after_the_tar_belong_to_the_digest(storage: Counting) -> None:
+    blob = put(storage, TAR + b"\0" * (1 << 20), digest=Digest.of(TAR), size=len(TAR) + (1 << 20))
     with pytest.raises(DigestMismatch):
-        shelf.indexes.get(BlobLocation(blob.digest, blob.path, len(TAR) + 1, blob.locations))
+        indexes(storage).get(blob)
 
 
-def test_a_layer_with_another_diff_id_is_refused_kept_or_not(shelf: Shelf) -> None:
-    blob = shelf.put(gzipped(TAR))
-    for _ in range(2):
-        with pytest.raises(DiffIdMismatch, match=str(blob.digest)):
-            shelf.indexes.get(blob, diff_id=blob.digest)
-        assert shelf.indexes.get(blob, diff_id=Digest.of(TAR)).diff_id == Digest.of(TAR)
+@pytest.mark.parametrize("kept_before", [False, True])
+def test_another_layer_than_the_configuration_says_is_refused(storage: Counting, kept_before: bool) -> None:
+    blob = put(storage, gzipped(TAR))
+    if kept_before:
+        indexes(storage).get(blob)
+    with pytest.raises(DiffIdMismatch, match=f"layer {blob.digest} is {Digest.of(TAR)} uncompressed.* {ABSENT}"):
+        indexes(storage).get(blob, diff_id=ABSENT)
 
 
-def test_a_layer_that_was_pushed_broken_is_told_as_broken(shelf: Shelf) -> None:
-    with pytest.raises(CorruptStream):
-        shelf.indexes.get(shelf.put(gzip.compress(TAR)[:-8] + bytes(8)))
-    with pytest.raises((MalformedLayer, TruncatedLayer)):
-        shelf.indexes.get(shelf.put(b"?" * 2048))
-    with pytest.raises(TruncatedLayer):
-        shelf.indexes.get(shelf.put(TAR[:3000]))
+def test_limits_hold_for_an_index_that_was_kept_under_others(storage: Counting) -> None:
+    blob = put(storage, gzipped(TAR))
+    indexes(storage).get(blob)
+    for limits in (LayerLimits(max_entries=1), LayerLimits(max_size=len(TAR) - 1)):
+        assert indexes(storage, limits).peek(blob) is None
+        with pytest.raises(LayerTooLarge, match=str(blob.digest)):
+            indexes(storage, limits).get(blob)
 
 
-def test_limits_hold_for_what_is_made_and_for_what_is_kept(shelf: Shelf) -> None:
-    blob = shelf.put(TAR)
-    narrow = LayerIndexes(shelf.storage, LayerLimits(max_entries=1))
-    for _ in range(2):
-        with pytest.raises(LayerTooLarge, match="VERBS_MAX_ENTRIES"):
-            narrow.get(blob)
-        shelf.indexes.get(blob)
-    assert narrow.peek(blob) is None
+# --- Several layers ---------------------------------------------------------------------------------------------------
 
 
-class Unwilling(LocalStorage):
-    """A storage that cannot be written to, as a folder owned by somebody else."""
-
-    def create(self, path: str) -> BlobWriter:
-        raise StorageUnavailable(f"{path} cannot be written")
-
-
-def test_a_storage_that_cannot_write_fails_no_read(
-    shelf: Shelf, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    blob = shelf.put(TAR)
-    storage = DistributedStorage({"here": Unwilling(tmp_path)}, ["here"])
-    assert LayerIndexes(storage).get(blob).diff_id == Digest.of(TAR)
-    assert str(blob.digest) in caplog.text
-    caplog.clear()
-    readonly = DistributedStorage({"here": shelf.local}, ["here"], readonly=True)
-    with caplog.at_level(logging.WARNING):
-        assert LayerIndexes(readonly).get(blob).diff_id == Digest.of(TAR)
-    assert caplog.text == ""
-    assert not shelf.kept(blob).exists()
-
-
-def test_a_storage_that_cannot_give_an_index_is_asked_for_the_layer(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blob = shelf.put(TAR)
-    opened = shelf.local.open
-
-    def open_(path: str, **more: int | None) -> object:
-        if path.startswith("verbs/"):
-            raise StorageUnavailable("it sleeps")
-        return opened(path)
-
-    monkeypatch.setattr(shelf.local, "open", open_)
-    assert shelf.indexes.peek(blob) is None
-    assert shelf.indexes.get(blob).diff_id == Digest.of(TAR)
-
-
-def test_several_layers_come_in_their_order_and_each_is_read_once(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_layers_come_in_their_order_and_a_repeated_one_is_read_once(storage: Counting) -> None:
     tars = [layer(file(b"%d" % at)) for at in range(5)]
-    blobs = [shelf.put(gzipped(tar)) for tar in tars]
-    read = []
-    get = shelf.indexes.get
-    monkeypatch.setattr(shelf.indexes, "get", lambda blob, **more: read.append(blob) or get(blob, **more))
-    made = shelf.indexes.many([*blobs, blobs[0]], [*map(Digest.of, tars), Digest.of(tars[0])])
-    assert [index.diff_id for index in made] == [*map(Digest.of, tars), Digest.of(tars[0])]
-    assert len(read) == 5
-    assert shelf.indexes.many([], []) == []
+    blobs = [put(storage, gzipped(tar)) for tar in tars]
+    order = [0, 1, 0, 2, 3, 4, 3]
+    found = indexes(storage).many([blobs[at] for at in order], [Digest.of(tars[at]) for at in order])
+    assert [index.diff_id for index in found] == [Digest.of(tars[at]) for at in order]
+    assert sorted(storage.opened) == sorted(blob.path for blob in blobs)
 
 
-def test_of_several_errors_the_lowest_layers_is_told(shelf: Shelf) -> None:
-    sound, first, second = shelf.put(TAR), shelf.put(b"1" * 600), shelf.put(b"2" * 600)
-    with pytest.raises((MalformedLayer, TruncatedLayer), match=str(first.digest)):
-        shelf.indexes.many([sound, first, second], [None, None, None])
+def test_diff_ids_that_are_not_known_are_not_asked_for(storage: Counting) -> None:
+    blobs = [put(storage, gzipped(TAR)), put(storage, gzipped(OTHER))]
+    assert [len(index) for index in indexes(storage).many(blobs, [None, None])] == [2, 1]
+    assert indexes(storage).many([], []) == []
+
+
+def test_of_several_errors_that_of_the_lowest_layer_is_told(storage: Counting) -> None:
+    sound = put(storage, gzipped(TAR))
+    absent = [BlobLocation(Digest.of(b"%d" % at), f"absent/{at}", None, ("here",)) for at in range(3)]
+    with pytest.raises(BlobNotFound, match="absent/0"):
+        indexes(storage).many([sound, *absent], [None] * 4)
+
+
+def test_layers_and_diff_ids_are_as_many(storage: Counting) -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        indexes(storage).many([put(storage, TAR)], [])
+
+
+def test_what_is_kept_is_what_the_format_reads(storage: Counting) -> None:
+    blob = put(storage, gzipped(TAR))
+    made = indexes(storage).get(blob)
+    assert LayerIndex.load(place_of(storage, blob).read_bytes(), layer="x").names == made.names

@@ -24,31 +24,21 @@ from data.database import (
     User,
     Visibility,
     create_tables,
-    make_engine,
     now_ms,
     writing,
 )
 from data.registry import ManifestNotFound, RepositoryNotFound, SqlRegistry, TagNotFound
-from test.databases import postgresql
+from test.databases import KINDS, database
 from util.digest import Digest
 from util.oci import INDEX_OCI, MANIFEST_OCI
 from util.problem import Missing
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgresql() as uri:
-        yield uri
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=KINDS)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    sqlite = request.param == "sqlite"
-    engine = make_engine(f"sqlite:///{tmp_path}/registry.db" if sqlite else request.getfixturevalue("server"))
-    Base.metadata.drop_all(engine)
-    create_tables(engine)
-    yield engine
-    engine.dispose()
+    with database(request.param, tmp_path) as engine:
+        create_tables(engine)
+        yield engine
 
 
 class Rows:
@@ -191,7 +181,7 @@ def test_a_missing_tag_is_told_with_the_ten_newest(rows: Rows, registry: SqlRegi
     manifest = rows.manifest("{}")
     for at in range(12):
         rows.tag(f"v{at}", manifest, lifetime_start_ms=at)
-    with pytest.raises(TagNotFound, match="'9\\.9'") as error:
+    with pytest.raises(TagNotFound, match=r"'9\.9'") as error:
         registry.manifest("acme", "app", "9.9")
     assert error.value.existing == tuple(f"v{at}" for at in range(11, 1, -1))
 
