@@ -78,7 +78,9 @@ def platform_of_appc(os: str, arch: str) -> Platform:
     platform = _PLATFORMS.get((os, arch))
     if platform is None:
         known = ", ".join("/".join(names) for names in _PLATFORMS)
-        raise AppcPlatformNotFound(f"{os}/{arch} is no platform of App Container's that is known here; those are {known}")
+        raise AppcPlatformNotFound(
+            f"{os}/{arch} is no platform of App Container's that is known here; those are {known}"
+        )
     return platform
 
 

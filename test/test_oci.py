@@ -84,6 +84,10 @@ def test_an_image_without_layers_is_an_image() -> None:
     assert parsed(manifest(layers=[])).layers == ()
 
 
+def test_a_manifest_without_a_schema_version_is_one() -> None:
+    assert parsed(manifest(schemaVersion=None)) == parsed(manifest())
+
+
 def test_null_is_as_absent() -> None:
     document = {**manifest(), "annotations": None, "artifactType": None, "subject": None, "mediaType": None}
     assert parsed(document) == parsed(manifest())
@@ -151,7 +155,7 @@ def test_an_artifact_is_no_image_and_its_type_is_named(config: str) -> None:
 
 
 def test_an_artifact_type_makes_an_artifact() -> None:
-    with pytest.raises(NotAnImage, match="application/x[.]sbom"):
+    with pytest.raises(NotAnImage, match=r"application/x\.sbom"):
         parsed(manifest(artifactType="application/x.sbom"))
     assert parsed(manifest(artifactType=CONFIG_OCI)).layers
 
