@@ -442,7 +442,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}",
         "python": platform.python_version(),
         "isal": version("isal"),
-        "zstandard": version("zstandard"),
+        "backports.zstd": version("backports.zstd"),
     }
 
 

@@ -11,6 +11,7 @@ RFC 1952 (gzip), RFC 8878 (zstd).
 """
 
 import struct
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +19,15 @@ from enum import StrEnum
 from importlib.metadata import version
 from typing import cast
 
-from backports import zstd
 from isal import igzip_lib, isal_zlib
 
 from util.digest import Readable
 from util.problem import Damaged, Malformed
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 PIECE = 1 << 20
 """The most bytes that one decompressed piece has."""

@@ -71,7 +71,9 @@ class Readable(Protocol):
         """Release what the stream holds. Idempotent."""
 
 
-def verified(chunks: Iterable[bytes], digest: Digest, *, size: int | None = None, what: str = "blob") -> Iterator[bytes]:
+def verified(
+    chunks: Iterable[bytes], digest: Digest, *, size: int | None = None, what: str = "blob"
+) -> Iterator[bytes]:
     """Pass `chunks` on, and raise DigestMismatch at their end unless they have `digest` and `size` (bytes).
 
     More than `size` bytes are refused as soon as they come. `what` is how the error calls the bytes.

@@ -1,8 +1,8 @@
 """The layer index: what a layer's tar says, without its payloads.
 
 The law: a layer is read once, front to back, and from then on its index answers for it: every entry's metadata, and
-where its payload lies in the uncompressed tar. An index depends on the tar's bytes alone, so it is kept under the layer's
-digest and shared by every image that has the layer. Whiteouts are not entries but facts about lower layers. Names are
+where its payload lies in the uncompressed tar. An index depends on the tar's bytes alone, so it is kept under the
+layer's digest and shared by every image that has the layer. Whiteouts are not entries but facts about lower layers. Names are
 normalised here and nowhere else: bytes, relative to the root, without `.` and `..`, the root itself being `b""`.
 
 It is held in columns, one array per value, because one object per entry would cost a hundred times the time to load.
@@ -20,14 +20,17 @@ from decimal import Decimal
 from hashlib import sha256
 from itertools import pairwise
 
-from backports import zstd
-
 from util import tarheader, whiteout
 from util.digest import Digest
 from util.problem import Damaged, Malformed, TooLarge
 from util.readahead import ReadAhead
 from util.tarheader import BLOCK, MalformedHeader, padding
 from util.whiteout import Whiteout
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 FORMAT_VERSION = 1
 """Goes up whenever what `dump` writes, or what `read_layer_index` makes of a tar, changes."""
@@ -117,8 +120,8 @@ class LayerIndex:
     """
 
     __slots__ = (
-        "devices", "diff_id", "flags", "gids", "implied", "kept", "kinds", "links", "modes", "mtimes", "names", "opaques",
-        "payloads", "records", "size", "sizes", "sparse", "starts", "tidy", "uids", "whiteouts",
+        "devices", "diff_id", "flags", "gids", "implied", "kept", "kinds", "links", "modes", "mtimes", "names",
+        "opaques", "payloads", "records", "size", "sizes", "sparse", "starts", "tidy", "uids", "whiteouts",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -495,7 +498,9 @@ class _Reader:
             self._skip(stored, name)
         entry = len(index.names)
         if entry >= self._limits.max_entries:
-            raise LayerTooLarge(f"layer {self._layer} has more than {self._limits.max_entries} entries (VERBS_MAX_ENTRIES)")
+            raise LayerTooLarge(
+                f"layer {self._layer} has more than {self._limits.max_entries} entries (VERBS_MAX_ENTRIES)"
+            )
         uid = self._integer(records, b"uid", self._number(block[108:116], "uid", name), name)
         gid = self._integer(records, b"gid", self._number(block[116:124], "gid", name), name)
         if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
@@ -575,7 +580,8 @@ class _Reader:
         directories, used = self._directories, self._used
         # Shallow first, so that a plan meets a parent before what is in it.
         index.implied = sorted(
-            ((path, entry) for path, entry in used.items() if path not in directories), key=lambda item: item[0].count(b"/")
+            ((path, entry) for path, entry in used.items() if path not in directories),
+            key=lambda item: item[0].count(b"/"),
         )
         if not index.tidy:
             return
@@ -659,7 +665,9 @@ class _Reader:
                 case Whiteout.FILE if position == len(parents):
                     target = last[len(whiteout.PREFIX) :]
                     if target in (b".", b".."):
-                        raise PathLeavesRoot(f"layer {self._layer}: entry {shown(name)} deletes a directory from within")
+                        raise PathLeavesRoot(
+                            f"layer {self._layer}: entry {shown(name)} deletes a directory from within"
+                        )
                     self._index.whiteouts.append(b"/".join((*parents, target)))
                     return True
                 case Whiteout.OPAQUE | Whiteout.FILE:
@@ -694,7 +702,9 @@ class _Reader:
         self, local: list[tuple[bytes, bytes]], records: dict[bytes, bytes], size: int, name: bytes
     ) -> tuple[tuple[tuple[int, int], ...], int, int]:
         """Return the pieces, the full size, and the stored bytes that are left once the map is read."""
-        full = self._integer(records, b"GNU.sparse.realsize", self._integer(records, b"GNU.sparse.size", size, name), name)
+        full = self._integer(
+            records, b"GNU.sparse.realsize", self._integer(records, b"GNU.sparse.size", size, name), name
+        )
         texts: list[bytes]
         if records.get(b"GNU.sparse.major") == b"1":
             first = self._tar.read(BLOCK)

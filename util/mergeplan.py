@@ -4,8 +4,8 @@ The law: the reference is an unpacker that applies the layers in order to an emp
 them to a flat table of real paths (no component of which is a symlink); it is a pure function of the layer indexes, and
 after it every size is known. Whiteouts of a layer act on the table before its entries do.
 
-Each layer is read once, front to back, base first, so an entry is written where its payload lies. What must come earlier
-is moved there: a directory whose metadata comes from a higher layer is written where the lower one stood; an implied
+Each layer is read once, front to back, base first, so an entry is written where its payload lies. What must come
+earlier is moved there: a directory whose metadata comes from a higher layer is written where the lower one stood; an implied
 directory right before the first entry that needs it; the first surviving name of a hard-linked file at its payload.
 
 Layers whose order does not matter, and whose kinds do not clash with what is below, are applied as whole columns.
@@ -21,10 +21,8 @@ from itertools import accumulate
 
 from util.layerindex import (
     DIRECTORY,
-    JOINED,
     LINK,
     SYMLINK,
-    VERBATIM,
     LayerIndex,
     LayerLimits,
     LayerTooLarge,
@@ -58,8 +56,11 @@ class SymlinkLoop(MalformedLayer):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something to write: bytes of the layer's uncompressed tar from `begin` to `end`, and before them a header if
-    `entry` is an entry's number in the whole stack (-1 an implied directory); `None` copies headers and payloads as they are."""
+    """Something to write: bytes of the layer's uncompressed tar from `begin` to `end`, and what goes before them.
+
+    `entry` is the number, in the whole stack, of the entry whose header is rendered first, -1 for an implied directory;
+    with `None` the bytes are headers and payloads that are copied as they are.
+    """
 
     begin: int
     end: int
@@ -69,7 +70,7 @@ class Step:
 
 
 class _Tree:
-    """What a disk would hold: real path → the entry that made it; below zero, an implied directory and where it stands."""
+    """What a disk would hold: real path → the entry that made it, or -1 minus where an implied directory stands."""
 
     def __init__(self, indexes: Sequence[LayerIndex], layers: Sequence[str]) -> None:
         self.indexes = indexes
@@ -170,7 +171,8 @@ class _Tree:
             inode = None if real is None else self.made.get(real)
             if inode is None:
                 raise DanglingHardLink(
-                    f"layer {self.layers[layer]}: entry {shown(name)} is a hard link to {shown(target)}, which does not exist"
+                    f"layer {self.layers[layer]}: entry {shown(name)} is a hard link to {shown(target)},"
+                    " which does not exist"
                 )
             if self.is_directory(inode):
                 raise DanglingHardLink(
@@ -209,8 +211,9 @@ class _Tree:
     def _walk(self, path: bytes, layer: int, entry: bytes, *, deleting: LayerIndex | None = None) -> bytes | None:
         """Return the real directory that `path` leads to, which may not exist yet.
 
-        `deleting` is the layer whose whiteouts are looked up. A symlink that it replaces by something else hides nothing
-        of the lower layers, nor does a file: the answer is None there. Overlay drivers mark such a new directory as opaque.
+        `deleting` is the layer whose whiteouts are looked up. A symlink that it replaces by something else hides
+        nothing of the lower layers, nor does a file: the answer is None there. Overlay drivers mark such a
+        new directory as opaque.
         """
         waiting = path.split(b"/")[::-1] if path else []
         here, followed = b"", 0
@@ -400,7 +403,9 @@ class MergePlan:
         for table in (tree.moved, self._rehomed, self._promoted, self._links):
             special.update(slot for slot in table if base <= slot < stop)
         special.update(
-            base + entry for entry in index.links if index.kinds[entry] == LINK and self._link(base + entry) != index.links[entry]
+            base + entry
+            for entry in index.links
+            if index.kinds[entry] == LINK and self._link(base + entry) != index.links[entry]
         )
         breaks = special.copy()
         if len(alive) < stop - base:
@@ -482,7 +487,7 @@ class MergePlan:
             size = index.file_size(entry)
         uid, gid, mtime = index.uids[entry], index.gids[entry], index.mtimes[entry]
         records = index.records.get(entry) if kind != LINK else None
-        if measure and not records and is_plain(name, link, uid, gid, size, mtime):
+        if measure and not records and is_plain(name, link, (uid, gid), size, mtime):
             return _SOME_BLOCK
         return render_header(
             name,
@@ -499,7 +504,7 @@ class MergePlan:
 
     def sparse_of(self, step: Step) -> tuple[int, tuple[tuple[int, int], ...]] | None:
         """Return the full size and the pieces of the file that the step writes, None when it is stored as it is."""
-        if step.entry is None or step.entry < 0 or step.end == step.begin and step.link is not None:
+        if step.entry is None or step.entry < 0 or (step.end == step.begin and step.link is not None):
             return None
         layer = self._tree.layer_of(step.entry)
         sparse = self._tree.indexes[layer].sparse.get(step.entry - self._tree.bases[layer])
@@ -550,7 +555,9 @@ def plan_merge(
     limits = limits or LayerLimits()
     entries = sum(map(len, indexes))
     if entries > limits.max_entries:
-        raise LayerTooLarge(f"the image has {entries} entries; at most {limits.max_entries} are allowed (VERBS_MAX_ENTRIES)")
+        raise LayerTooLarge(
+            f"the image has {entries} entries; at most {limits.max_entries} are allowed (VERBS_MAX_ENTRIES)"
+        )
     tree = _Tree(indexes, layers)
     for layer in range(len(indexes)):
         tree.apply(layer)

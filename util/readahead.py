@@ -1,7 +1,7 @@
 """Reading ahead: an iterator of pieces that runs on a thread of its own, a bounded number of pieces before its reader.
 
-The law: what the pieces hold while they wait is bounded; an error in the producer is raised in the reader, at its place;
-`close` ends the thread whatever it is doing, and returns after it has ended.
+The law: what the pieces hold while they wait is bounded; an error in the producer is raised in the reader, in its
+place; `close` ends the thread whatever it is doing, and returns after it has ended.
 """
 
 import threading

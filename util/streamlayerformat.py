@@ -29,7 +29,7 @@ class NotComputed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LayerSource:
-    """A layer as the merger needs it: its name, its index, and how to open its stored bytes (the merger closes them)."""
+    """A layer as the merger needs it: its name, its index, and how to open its stored bytes, which the merger closes."""
 
     digest: Digest
     size: int | None
@@ -57,7 +57,9 @@ class _VerifiedBlob:
             pass
         digest, size = self._source.digest, self._source.size
         if self._hasher.hexdigest() != digest.hex:
-            raise DigestMismatch(f"layer {digest} holds other bytes: they have {digest.algorithm}:{self._hasher.hexdigest()}")
+            raise DigestMismatch(
+                f"layer {digest} holds other bytes: they have {digest.algorithm}:{self._hasher.hexdigest()}"
+            )
         if size is not None and size != self._length:
             raise DigestMismatch(f"layer {digest} should have {size} bytes and has {self._length}")
 
@@ -82,7 +84,9 @@ class _Tar:
                 self._base = stop
                 piece = next(self._pieces, None)
                 if piece is None:
-                    raise TruncatedLayer(f"layer {self._layer} ends before byte {end} of its tar, which its index names")
+                    raise TruncatedLayer(
+                        f"layer {self._layer} ends before byte {end} of its tar, which its index names"
+                    )
                 self._piece = piece
                 continue
             part = self._piece[begin - self._base : end - self._base]

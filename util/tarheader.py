@@ -119,7 +119,8 @@ def _device(value: int) -> bytes:
     return b"%07o\0" % value if value <= _MAX_ID else _base256(value, 8)
 
 
-def _block(kind: bytes, name: bytes, prefix: bytes, link: bytes, numbers: bytes, devices: bytes) -> bytes:
+def _block(kind: bytes, names: tuple[bytes, bytes], link: bytes, numbers: bytes, devices: bytes) -> bytes:
+    prefix, name = names
     head = name.ljust(_NAME, b"\0") + numbers
     tail = kind + link.ljust(_NAME, b"\0") + b"ustar\x0000" + bytes(64) + devices + prefix.ljust(167, b"\0")
     total = (adler32(head + tail[:108]) & 0xFFFF) + (adler32(tail[108:]) & 0xFFFF) - 2 + 8 * 32
@@ -132,16 +133,15 @@ _NO_DEVICES = b"0000000\x000000000\0"
 
 def _extension(kind: bytes, name: bytes, payload: bytes) -> bytes:
     numbers = _PLAIN_NUMBERS % (0o644, 0, 0, len(payload), 0)
-    return _block(kind, name, b"", b"", numbers, _NO_DEVICES) + payload + bytes(padding(len(payload)))
+    return _block(kind, (b"", name), b"", numbers, _NO_DEVICES) + payload + bytes(padding(len(payload)))
 
 
-def is_plain(name: bytes, link: bytes, uid: int, gid: int, size: int, mtime: int) -> bool:
+def is_plain(name: bytes, link: bytes, owner: tuple[int, int], size: int, mtime: int) -> bool:
     """Return whether one block holds these values for sure; if not, rendering decides."""
     return (
         len(name) <= _NAME
         and len(link) <= _NAME
-        and uid <= _MAX_ID
-        and gid <= _MAX_ID
+        and max(owner) <= _MAX_ID
         and size <= _MAX_OCTAL_12
         and 0 <= mtime <= _MAX_OCTAL_12
     )
@@ -165,9 +165,10 @@ def render_header(
     `name` is written as it is; a directory's ends with a slash. `mtime` is in seconds since the epoch. `records` are
     further PAX records, written in the order of their keys; one that says what a value here says wins over it.
     """
-    if not records and is_plain(name, link, uid, gid, size, mtime):
+    if not records and is_plain(name, link, (uid, gid), size, mtime):
         numbers = _PLAIN_NUMBERS % (mode, uid, gid, size, mtime)
-        return _block(kind, name, b"", link, numbers, _NO_DEVICES if devices == (0, 0) else b"".join(map(_device, devices)))
+        plain = _NO_DEVICES if devices == (0, 0) else b"".join(map(_device, devices))
+        return _block(kind, (b"", name), link, numbers, plain)
     extended = dict(records or {})
     leading, prefix, short, target = b"", b"", name, link
     if len(name) > _NAME:
@@ -191,7 +192,9 @@ def render_header(
     if not 0 <= mtime <= _MAX_OCTAL_12:
         extended.setdefault(b"mtime", b"%d" % mtime)
     if extended:
-        leading += _extension(b"x", b"PaxHeaders/entry", b"".join(pax_record(*item) for item in sorted(extended.items())))
+        leading += _extension(
+            b"x", b"PaxHeaders/entry", b"".join(pax_record(*item) for item in sorted(extended.items()))
+        )
     numbers = _PLAIN_NUMBERS % (
         mode,
         uid if uid <= _MAX_ID else 0,
@@ -199,4 +202,4 @@ def render_header(
         size if size <= _MAX_OCTAL_12 else 0,
         mtime if 0 <= mtime <= _MAX_OCTAL_12 else 0,
     )
-    return leading + _block(kind, short, prefix, target, numbers, b"".join(map(_device, devices)))
+    return leading + _block(kind, (prefix, short), target, numbers, b"".join(map(_device, devices)))
