@@ -8,10 +8,11 @@ quay/quay, data/database.py.
 
 import os
 import secrets
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -85,9 +86,18 @@ class User(Base):
     """A namespace: a user, an organization or a robot."""
 
     __tablename__ = "user"
+    __table_args__ = (
+        Index(
+            "user_email_unique_non_org",
+            "email",
+            unique=True,
+            sqlite_where=text("organization = false"),
+            postgresql_where=text("organization = false"),
+        ),
+    )
     uuid: Mapped[str | None] = mapped_column(default=_uuid, index=True)
     username: Mapped[str] = mapped_column(unique=True)
-    email: Mapped[str] = mapped_column(unique=True, default=lambda: secrets.token_hex(32))
+    email: Mapped[str] = mapped_column(index=True, default=lambda: secrets.token_hex(32))
     verified: Mapped[bool] = mapped_column(default=False)
     organization: Mapped[bool] = mapped_column(default=False, index=True)
     robot: Mapped[bool] = mapped_column(default=False, index=True)
@@ -286,14 +296,6 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     # The driver's own transactions begin late, and never around DDL; ours are begun below.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys = ON")
-    if not connection.execute("PRAGMA query_only").fetchone()[0] and _writable(connection):
-        connection.execute("PRAGMA journal_mode = WAL")
-
-
-def _writable(connection: Any) -> bool:
-    """Tell whether the database can be changed; one on a read-only file system is read as it is."""
-    file = next((row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main"), "")
-    return not file or (os.access(file, os.W_OK) and os.access(os.path.dirname(file), os.W_OK))
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -316,6 +318,8 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 def create_tables(engine: Engine) -> None:
     """Make the tables and their enumerated rows, as far as they are not there. Safe to do side by side."""
+    if engine.dialect.name == "sqlite":
+        _let_readers_and_a_writer_work_side_by_side(engine)
     with writing(engine) as connection:
         Base.metadata.create_all(connection)
         for table, names in _ENUMERATED.items():
@@ -323,3 +327,10 @@ def create_tables(engine: Engine) -> None:
             absent = [{"name": name} for name in names if name not in there]
             if absent:
                 connection.execute(insert(table), absent)
+
+
+def _let_readers_and_a_writer_work_side_by_side(engine: Engine) -> None:
+    """Set the write-ahead log. The file remembers it, so this is for who makes the database, not for who reads it."""
+    with closing(engine.raw_connection()) as connection, suppress(sqlite3.OperationalError):
+        # Another process that holds the file is doing the same.
+        connection.cursor().execute("PRAGMA journal_mode = WAL")

@@ -50,7 +50,7 @@ QUAY = {
     "imagestoragelocation": "id name",
     "imagestorageplacement": "id storage_id location_id",
 }
-UNIQUE = {
+UNIQUE: dict[str, list[tuple[str, ...]]] = {
     "user": [("email",), ("username",)],
     "visibility": [("name",)],
     "repositorykind": [("name",)],
@@ -106,14 +106,14 @@ def test_foreign_keys_are_held_to(engine: Engine) -> None:
 def test_the_enumerated_rows_are_quay_s(engine: Engine) -> None:
     with engine.connect() as connection:
         names = {
-            table: set(connection.scalars(select(table.name)))
-            for table in (db.Visibility, db.RepositoryKind, db.TagKind, db.MediaType)
+            table: set(connection.scalars(text(f"SELECT name FROM {table}")))
+            for table in ("visibility", "repositorykind", "tagkind", "mediatype")
         }
     assert names == {
-        db.Visibility: {"public", "private"},
-        db.RepositoryKind: {"image", "application"},
-        db.TagKind: {"tag"},
-        db.MediaType: {
+        "visibility": {"public", "private"},
+        "repositorykind": {"image", "application"},
+        "tagkind": {"tag"},
+        "mediatype": {
             "application/vnd.docker.distribution.manifest.v1+json",
             "application/vnd.docker.distribution.manifest.v1+prettyjws",
             "application/vnd.docker.distribution.manifest.v2+json",
