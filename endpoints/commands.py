@@ -46,12 +46,17 @@ class ImageName:
 class Failed(click.ClickException):
     """A problem, as one line."""
 
-    def __init__(self, problem: Problem, exit_code: int = 1) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__(" ".join(str(problem).split()))
-        self.exit_code = exit_code
 
     def show(self, file: Any = None) -> None:
         click.echo(f"registry-verbs: {self.message}", file=file, err=True)
+
+
+class Misconfigured(Failed):
+    """A setting that is wrong: whoever calls must mend it first."""
+
+    exit_code = 2
 
 
 class Commands(click.Group):
@@ -63,7 +68,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except Problem as problem:
-            raise Failed(problem, 2 if isinstance(problem, InvalidSetting) else 1) from problem
+            raise (Misconfigured if isinstance(problem, InvalidSetting) else Failed)(problem) from problem
 
 
 def _examples(*lines: str) -> str:

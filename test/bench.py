@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from test import machineimage
 
@@ -414,7 +414,7 @@ def take_steps(folder: Path) -> dict[str, float]:
     with step("plan"):
         merger = StreamLayerMerger(
             [
-                LayerSource(Digest("sha256", layer.name), layer.stat().st_size, index, partial(open, layer, "rb"))
+                LayerSource(Digest("sha256", layer.name), layer.stat().st_size, index, opener(layer))
                 for layer, index in zip(layers, loaded, strict=True)
             ]
         )
@@ -431,6 +431,10 @@ def say(text: str, end: str = "\n") -> None:
     """Tell of the progress, on a terminal only when it is overwritten at once."""
     if end == "\n" or sys.stderr.isatty():
         print(f"{text:78}", end=end, file=sys.stderr, flush=True)
+
+
+def opener(path: Path) -> Callable[[], BinaryIO]:
+    return lambda: path.open("rb")
 
 
 def machine() -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 The law: a layer is read once, front to back, and from then on its index answers for it: every entry's metadata, and
 where its payload lies in the uncompressed tar. An index depends on the tar's bytes alone, so it is kept under the
-layer's digest and shared by every image that has the layer. Whiteouts are not entries but facts about lower layers. Names are
-normalised here and nowhere else: bytes, relative to the root, without `.` and `..`, the root itself being `b""`.
+layer's digest and shared by every image that has it. Whiteouts are not entries but facts about lower layers. Names
+are normalised here and nowhere else: bytes, relative to the root, without `.` and `..`, the root itself being `b""`.
 
 It is held in columns, one array per value, because one object per entry would cost a hundred times the time to load.
 """

@@ -5,8 +5,9 @@ them to a flat table of real paths (no component of which is a symlink); it is a
 after it every size is known. Whiteouts of a layer act on the table before its entries do.
 
 Each layer is read once, front to back, base first, so an entry is written where its payload lies. What must come
-earlier is moved there: a directory whose metadata comes from a higher layer is written where the lower one stood; an implied
-directory right before the first entry that needs it; the first surviving name of a hard-linked file at its payload.
+earlier is moved there: a directory whose metadata comes from a higher layer is written where the lower one stood; an
+implied directory right before the first entry that needs it; the first surviving name of a hard-linked file at its
+payload.
 
 Layers whose order does not matter, and whose kinds do not clash with what is below, are applied as whole columns.
 OCI image-spec, layer.md, "Applying Changesets".

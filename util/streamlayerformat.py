@@ -29,7 +29,7 @@ class NotComputed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LayerSource:
-    """A layer as the merger needs it: its name, its index, and how to open its stored bytes, which the merger closes."""
+    """A layer as the merger needs it: its digest, index, and how to open its stored bytes, which the merger closes."""
 
     digest: Digest
     size: int | None
