@@ -4,6 +4,7 @@ The same examples each time; `pytest --hypothesis-profile=explore` runs ten time
 """
 
 import hashlib
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,6 +129,47 @@ def test_layers_may_be_merged_in_two_steps(lower: Stack, upper: Stack) -> None:
     below, above = stack[: len(lower)], stack[len(lower) :]
     squashed = merged(archives(below))
     assert model.listing_of_tar(merged([squashed, *archives(above)])) == model.listing_of_tar(merged(archives(stack)))
+
+
+def large_stack(chance: random.Random) -> Stack:
+    """Return layers of thousands of entries, most of which nothing happens to, as in real images."""
+    folders = [b"/".join(b"%x" % chance.randrange(6) for _ in range(chance.randrange(1, 5))) for _ in range(150)]
+    names = [chance.choice(folders) + b"/f%d" % chance.randrange(4000) for _ in range(3000)]
+    stack: Stack = []
+    for _ in range(4):
+        layer: list[layers.Entry] = []
+        for name in chance.sample(names, 1200):
+            match chance.randrange(40):
+                case 0:
+                    layer.append(layers.whiteout(name))
+                case 1:
+                    layer.append(layers.hardlink(name, chance.choice(names)))
+                case 2:
+                    layer.append(layers.symlink(name, chance.choice((chance.choice(names), b"../x", b"/0/1"))))
+                case 3:
+                    layer.append(layers.directory(name, mode=0o700))
+                case 4:
+                    layer.append(layers.file(name, xattrs={b"user.x": b"1"}, mtime_ns=chance.randrange(10**18)))
+                case 5 if chance.randrange(10) == 0:
+                    layer.append(layers.opaque(chance.choice(folders)))
+                case 6 if chance.randrange(10) == 0:
+                    layer.append(layers.file(name, chance.randbytes(chance.choice((1 << 20, 3_000_001)))))
+                case 7:
+                    layer.append(layers.file(name[:3] + b"n" * 120 + name, b"long"))
+                case _:
+                    layer.append(layers.file(name, b"%d" % len(layer) * chance.choice((0, 1, 300, 1000, 9000))))
+        stack.append([layers.directory(folder) for folder in sorted(folders)] + layer)
+    return sound(stack)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_large_layers_merge_to_what_the_model_says(seed: int) -> None:
+    stack = large_stack(random.Random(seed))
+    blobs = [layers.gzipped(tar) if at % 2 else tar for at, tar in enumerate(archives(stack))]
+    for path_prefix in (b"", b"rootfs/"):
+        output = merged(blobs, path_prefix=path_prefix)
+        expected = model.merged_listing(stack, path_prefix=path_prefix)
+        assert model.differences(expected, model.listing_of_tar(output, path_prefix=path_prefix)) == []
 
 
 SECOND_PROCESS = """
