@@ -1,37 +1,105 @@
-"""Look-ups in Quay's tables, on SQLite and on PostgreSQL."""
+"""Look-ups, on SQLite and PostgreSQL: what a name means, who is alive, where blobs lie, and how little is asked."""
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, insert, select, update
+from sqlalchemy import Connection, event, insert, select, update
 
-from data.database import (
-    MARKED_FOR_DELETION,
-    Base,
-    Engine,
-    ImageStorage,
-    ImageStorageLocation,
-    ImageStoragePlacement,
-    Manifest,
-    ManifestBlob,
-    ManifestChild,
-    MediaType,
-    Repository,
-    RepositoryKind,
-    Tag,
-    User,
-    Visibility,
-    create_tables,
-    now_ms,
-    writing,
+from data import database as db
+from data.database import Base, Engine, create_tables, now_ms, writing
+from data.registry import (
+    BlobLocation,
+    ManifestNotFound,
+    Registry,
+    RepositoryInfo,
+    RepositoryNotFound,
+    SqlRegistry,
+    TagManifest,
+    TagNotFound,
 )
-from data.registry import ManifestNotFound, RepositoryNotFound, SqlRegistry, TagNotFound
 from test.databases import KINDS, database
 from util.digest import Digest
 from util.oci import INDEX_OCI, MANIFEST_OCI
-from util.problem import Missing
+
+HOUR = 3_600_000
+BLOB, OTHER = Digest.of(b"blob"), Digest.of(b"other")
+
+
+def path_of(digest: Digest) -> str:
+    return f"sha256/{digest.hex[:2]}/{digest.hex}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows written as Quay writes them, without the importer."""
+
+    engine: Engine
+
+    def add(self, table: type[Base], **values: Any) -> int:
+        with writing(self.engine) as connection:
+            return _added(connection, table, values)
+
+    def change(self, table: type[Base], number: int, **values: Any) -> None:
+        with writing(self.engine) as connection:
+            connection.execute(update(table).where(table.id == number).values(values))
+
+    def repository(self, name: str, *, visibility: str = "public", kind: str = "image", **more: Any) -> int:
+        namespace, name = name.split("/", 1)
+        with writing(self.engine) as connection:
+            user = connection.scalar(select(db.User.id).where(db.User.username == namespace))
+            return _added(
+                connection,
+                db.Repository,
+                {
+                    "namespace_user_id": user or _added(connection, db.User, {"username": namespace}),
+                    "name": name,
+                    "visibility_id": connection.scalar(
+                        select(db.Visibility.id).where(db.Visibility.name == visibility)
+                    ),
+                    "kind_id": connection.scalar(select(db.RepositoryKind.id).where(db.RepositoryKind.name == kind)),
+                    **more,
+                },
+            )
+
+    def manifest(self, repository: int, content: str, *, media_type: str = MANIFEST_OCI) -> int:
+        with writing(self.engine) as connection:
+            kind = connection.scalar(select(db.MediaType.id).where(db.MediaType.name == media_type))
+            return _added(
+                connection,
+                db.Manifest,
+                {
+                    "repository_id": repository,
+                    "digest": str(Digest.of(content.encode())),
+                    "media_type_id": kind,
+                    "manifest_bytes": content,
+                },
+            )
+
+    def tag(self, repository: int, name: str, manifest: int | None, **more: Any) -> int:
+        return self.add(db.Tag, name=name, repository_id=repository, manifest_id=manifest, tag_kind_id=1, **more)
+
+    def blob(self, repository: int, manifest: int, digest: Digest, *locations: str, **more: Any) -> int:
+        values = {"content_checksum": str(digest), "image_size": 10, "uploading": False, **more}
+        with writing(self.engine) as connection:
+            blob = _added(connection, db.ImageStorage, values)
+            linked = {"repository_id": repository, "manifest_id": manifest, "blob_id": blob}
+            _added(connection, db.ManifestBlob, linked)
+            for name in locations:
+                query = select(db.ImageStorageLocation.id).where(db.ImageStorageLocation.name == name)
+                location = connection.scalar(query) or _added(connection, db.ImageStorageLocation, {"name": name})
+                _added(connection, db.ImageStoragePlacement, {"storage_id": blob, "location_id": location})
+            return blob
+
+
+def _added(connection: Connection, table: type[Base], values: Mapping[str, Any]) -> int:
+    made = connection.execute(insert(table).values(values)).inserted_primary_key
+    assert made is not None
+    return int(made[0])
 
 
 @pytest.fixture(params=KINDS)
@@ -41,222 +109,353 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         yield engine
 
 
-class Rows:
-    """Rows as Quay would write them: a repository acme/app with what its methods add."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.user = self.add(User, username="acme", organization=True)
-        self.repository = self.add(
-            Repository,
-            namespace_user_id=self.user,
-            name="app",
-            visibility_id=self.number(Visibility, "public"),
-            kind_id=self.number(RepositoryKind, "image"),
-        )
-
-    def add(self, table: type[Base], **values: Any) -> int:
-        with writing(self.engine) as connection:
-            return connection.execute(insert(table).values(**values).returning(table.id)).scalar_one()
-
-    def set(self, table: type[Base], number: int, **values: Any) -> None:
-        with writing(self.engine) as connection:
-            connection.execute(update(table).where(table.id == number).values(**values))
-
-    def number(self, table: Any, name: str) -> int:
-        with self.engine.connect() as connection:
-            return int(connection.execute(select(table.id).where(table.name == name)).scalar_one())
-
-    def manifest(self, content: str, media_type: str = MANIFEST_OCI) -> int:
-        return self.add(
-            Manifest,
-            repository_id=self.repository,
-            digest=str(Digest.of(content.encode())),
-            media_type_id=self.number(MediaType, media_type),
-            manifest_bytes=content,
-        )
-
-    def tag(self, name: str, manifest: int, **more: Any) -> int:
-        values = {"name": name, "repository_id": self.repository, "manifest_id": manifest, "tag_kind_id": 1}
-        return self.add(Tag, **values, **more)
-
-    def blob(self, manifest: int, digest: Digest, *locations: str, **more: Any) -> int:
-        values = {"content_checksum": str(digest), "uploading": False, "image_size": 3, **more}
-        blob = self.add(ImageStorage, **values)
-        self.add(ManifestBlob, repository_id=self.repository, manifest_id=manifest, blob_id=blob)
-        for location in locations:
-            number = self.add(ImageStorageLocation, name=location)
-            self.add(ImageStoragePlacement, storage_id=blob, location_id=number)
-        return blob
-
-
 @pytest.fixture
 def rows(engine: Engine) -> Rows:
     return Rows(engine)
 
 
 @pytest.fixture
-def registry(engine: Engine) -> SqlRegistry:
+def registry(engine: Engine) -> Registry:
     return SqlRegistry(engine)
 
 
-BLOB = Digest.of(b"blob")
+# --- Repositories -----------------------------------------------------------------------------------------------------
 
 
-def test_a_repository_says_its_kind_and_who_may_see_it(rows: Rows, registry: SqlRegistry) -> None:
-    info = registry.repository("acme", "app")
-    assert (info.id, info.kind, info.public, info.namespace_enabled) == (rows.repository, "image", True, True)
-    rows.set(User, rows.user, enabled=False)
-    rows.set(
-        Repository,
-        rows.repository,
-        visibility_id=rows.number(Visibility, "private"),
-        kind_id=rows.number(RepositoryKind, "application"),
-    )
-    info = registry.repository("acme", "app")
-    assert (info.kind, info.public, info.namespace_enabled) == ("application", False, False)
+def test_a_repository_is_told_with_all_that_decides_who_may_have_it(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    assert registry.repository("acme", "app") == RepositoryInfo(number, "image", public=True, namespace_enabled=True)
 
 
-def test_a_repository_that_is_being_deleted_is_gone(rows: Rows, registry: SqlRegistry) -> None:
-    rows.tag("1.0", rows.manifest("{}"))
-    rows.set(Repository, rows.repository, state=MARKED_FOR_DELETION)
-    for call in (registry.repository, registry.tags):
-        with pytest.raises(RepositoryNotFound, match="acme/app"):
-            call("acme", "app")
-    for reference in ("1.0", str(Digest.of(b"{}"))):
-        with pytest.raises(RepositoryNotFound, match="acme/app"):
-            registry.manifest("acme", "app", reference)
-    assert registry.blobs("acme", "app", [BLOB]) == {}
+def test_a_private_repository_an_application_and_a_disabled_namespace_are_told_apart(
+    rows: Rows, registry: Registry
+) -> None:
+    rows.repository("acme/private", visibility="private")
+    rows.repository("acme/chart", kind="application")
+    rows.repository("gone/app")
+    with writing(rows.engine) as connection:
+        connection.execute(update(db.User).where(db.User.username == "gone").values(enabled=False))
+    assert not registry.repository("acme", "private").public
+    assert registry.repository("acme", "chart").kind == "application"
+    assert not registry.repository("gone", "app").namespace_enabled
 
 
-@pytest.mark.parametrize("name", ["absent", "ap\0p", "app\udcff", "App", "", "%"])
-def test_what_no_repository_is_called_is_not_found(rows: Rows, registry: SqlRegistry, name: str) -> None:
+def test_a_repository_may_have_slashes_in_its_name(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/deeply/nested/app")
+    assert registry.repository("acme", "deeply/nested/app").id == number
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name"), [("acme", "x"), ("x", "app"), ("acme", ""), ("ac\0me", "app"), ("", "")]
+)
+def test_a_repository_that_is_not_there_is_not_found(rows: Rows, registry: Registry, namespace: str, name: str) -> None:
+    rows.repository("acme/app")
+    for ask in (
+        lambda: registry.repository(namespace, name),
+        lambda: registry.manifest(namespace, name, "latest"),
+        lambda: registry.manifest(namespace, name, str(BLOB)),
+        lambda: registry.tags(namespace, name),
+    ):
+        with pytest.raises(RepositoryNotFound, match=f"there is no repository {namespace}/{name}"):
+            ask()
+    assert registry.blobs(namespace, name, [BLOB]) == {}
+
+
+def test_a_repository_that_is_being_deleted_is_not_found(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app", state=3)
+    rows.tag(number, "1.0", rows.manifest(number, "{}"))
     with pytest.raises(RepositoryNotFound):
-        registry.repository("acme", name)
+        registry.repository("acme", "app")
     with pytest.raises(RepositoryNotFound):
-        registry.manifest("acme", name, "1.0")
-    with pytest.raises(RepositoryNotFound):
-        registry.tags(name, "app")
-    assert registry.blobs("acme", name, [BLOB]) == {}
+        registry.manifest("acme", "app", "1.0")
 
 
-def test_a_manifest_comes_as_it_was_pushed_by_tag_and_by_digest(rows: Rows, registry: SqlRegistry) -> None:
-    content = '{ "a": "ü\\u0000" }\r\n'
-    rows.tag("1.0", rows.manifest(content))
-    by_tag = registry.manifest("acme", "app", "1.0")
-    assert (by_tag.content, by_tag.media_type, by_tag.repository_id) == (
-        content.encode(),
-        MANIFEST_OCI,
-        rows.repository,
-    )
-    assert by_tag.digest == Digest.of(content.encode())
-    assert registry.manifest("acme", "app", str(by_tag.digest)) == by_tag
+@pytest.mark.parametrize("state", [0, 1, 2, 4])
+def test_a_repository_that_is_only_read_or_mirrored_is_there(rows: Rows, registry: Registry, state: int) -> None:
+    rows.repository("acme/app", state=state)
+    assert registry.repository("acme", "app").public
 
 
-def test_only_tags_that_are_alive_are_seen(rows: Rows, registry: SqlRegistry) -> None:
-    manifest = rows.manifest("{}")
-    rows.tag("now", manifest)
-    rows.tag("expiring", manifest, lifetime_end_ms=now_ms() + 60_000)
-    rows.tag("ended", manifest, lifetime_end_ms=now_ms() - 1)
-    rows.tag("hidden", manifest, hidden=True)
-    assert registry.tags("acme", "app") == ("expiring", "now")
-    assert registry.manifest("acme", "app", "expiring").content == b"{}"
-    for gone in ("ended", "hidden", "absent", "n\0w", "now\udcff"):
-        with pytest.raises(TagNotFound) as error:
-            registry.manifest("acme", "app", gone)
-        assert set(error.value.existing) == {"now", "expiring"}
-        assert "acme/app" in str(error.value)
+# --- Tags -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_tag_that_was_moved_means_what_it_means_now(rows: Rows, registry: SqlRegistry) -> None:
-    rows.tag("1.0", rows.manifest('{"old": 1}'), lifetime_start_ms=5, lifetime_end_ms=now_ms() + 1000)
-    rows.tag("1.0", rows.manifest('{"new": 1}'))
-    assert registry.manifest("acme", "app", "1.0").content == b'{"new": 1}'
+def test_a_tag_means_its_manifest(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    content = '{"é": "as it was pushed",\r\n "x":1}'
+    rows.tag(number, "1.0", rows.manifest(number, content))
+    rows.tag(number, "2.0", rows.manifest(number, "{}", media_type=INDEX_OCI))
+    digest = Digest.of(content.encode())
+    assert registry.manifest("acme", "app", "1.0") == TagManifest(digest, MANIFEST_OCI, content.encode(), number)
+    assert registry.manifest("acme", "app", "2.0").media_type == INDEX_OCI
+
+
+def test_tags_of_other_repositories_are_not_seen(rows: Rows, registry: Registry) -> None:
+    for name in ("acme/app", "acme/other", "other/app"):
+        number = rows.repository(name)
+        rows.tag(number, "1.0", rows.manifest(number, f'"{name}"'))
+    assert registry.manifest("acme", "other", "1.0").content == b'"acme/other"'
+    assert registry.manifest("other", "app", "1.0").content == b'"other/app"'
+
+
+@pytest.mark.parametrize(
+    ("end", "hidden", "alive"),
+    [(None, False, True), (HOUR, False, True), (-1, False, False), (None, True, False), (HOUR, True, False)],
+)
+def test_a_tag_is_alive_until_it_ends_and_unless_it_is_hidden(
+    rows: Rows, registry: Registry, end: int | None, hidden: bool, alive: bool
+) -> None:
+    number = rows.repository("acme/app")
+    manifest = rows.manifest(number, "{}")
+    rows.tag(number, "1.0", manifest, lifetime_end_ms=None if end is None else now_ms() + end, hidden=hidden)
+    assert registry.tags("acme", "app") == (("1.0",) if alive else ())
+    if alive:
+        assert registry.manifest("acme", "app", "1.0").content == b"{}"
+    else:
+        with pytest.raises(TagNotFound, match=r"acme/app has no tag '1\.0'; it has no tags"):
+            registry.manifest("acme", "app", "1.0")
+
+
+def test_a_tag_that_was_moved_means_the_last_manifest(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    now = now_ms()
+    for at in range(3):
+        end = None if at == 2 else now - HOUR * (2 - at)
+        start = now - HOUR * (3 - at)
+        rows.tag(number, "1.0", rows.manifest(number, f"{at}"), lifetime_start_ms=start, lifetime_end_ms=end)
+    assert registry.manifest("acme", "app", "1.0").content == b"2"
     assert registry.tags("acme", "app") == ("1.0",)
 
 
-def test_a_missing_tag_is_told_with_the_ten_newest(rows: Rows, registry: SqlRegistry) -> None:
-    with pytest.raises(TagNotFound, match="it has no tags"):
-        registry.manifest("acme", "app", "9.9")
-    manifest = rows.manifest("{}")
-    for at in range(12):
-        rows.tag(f"v{at}", manifest, lifetime_start_ms=at)
-    with pytest.raises(TagNotFound, match=r"'9\.9'") as error:
-        registry.manifest("acme", "app", "9.9")
-    assert error.value.existing == tuple(f"v{at}" for at in range(11, 1, -1))
+def test_of_two_that_are_alive_the_younger_counts(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    now = now_ms()
+    rows.tag(number, "1.0", rows.manifest(number, "1"), lifetime_start_ms=now - 1)
+    rows.tag(number, "1.0", rows.manifest(number, "2"), lifetime_start_ms=now - HOUR, lifetime_end_ms=now + HOUR)
+    assert registry.manifest("acme", "app", "1.0").content == b"1"
+    assert registry.tags("acme", "app") == ("1.0",)
 
 
-def test_a_manifest_is_had_by_digest_while_a_tag_leads_to_it(rows: Rows, registry: SqlRegistry) -> None:
-    child, middle, top = (rows.manifest(f'{{"{name}": 1}}', INDEX_OCI) for name in ("child", "middle", "top"))
-    for above, below in ((top, middle), (middle, child)):
-        rows.add(ManifestChild, repository_id=rows.repository, manifest_id=above, child_manifest_id=below)
-    digest = str(Digest.of(b'{"child": 1}'))
-    with pytest.raises(ManifestNotFound, match=digest):
-        registry.manifest("acme", "app", digest)
-    tag = rows.tag("1.0", top, hidden=True)
-    assert registry.manifest("acme", "app", digest).content == b'{"child": 1}'
-    rows.set(Tag, tag, lifetime_end_ms=now_ms() - 1)
+def test_a_tag_that_is_not_there_is_told_with_some_that_are(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    manifest, now = rows.manifest(number, "{}"), now_ms()
+    for at in range(15):
+        rows.tag(number, f"1.{at}", manifest, lifetime_start_ms=now + at)
+    rows.tag(number, "hidden", manifest, hidden=True)
+    with pytest.raises(TagNotFound, match=r"acme/app has no tag '9\.9'; there are: 1\.14, 1\.13, ") as caught:
+        registry.manifest("acme", "app", "9.9")
+    assert caught.value.existing == tuple(f"1.{at}" for at in range(14, 4, -1))
+    assert caught.value.code == "TAG_UNKNOWN"
+
+
+@pytest.mark.parametrize("reference", ["", "LATEST", "latest\0", "lat%", "l_test", "latest ", "' OR 1=1 --"])
+def test_a_reference_is_taken_literally(rows: Rows, registry: Registry, reference: str) -> None:
+    number = rows.repository("acme/app")
+    rows.tag(number, "latest", rows.manifest(number, "{}"))
+    with pytest.raises(TagNotFound):
+        registry.manifest("acme", "app", reference)
+
+
+def test_tags_come_in_order(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    manifest = rows.manifest(number, "{}")
+    for name in ("b", "a", "C", "1.0"):
+        rows.tag(number, name, manifest)
+    assert registry.tags("acme", "app") == ("1.0", "C", "a", "b")
+
+
+# --- Digests ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_digest_means_the_manifest_that_has_it(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    rows.tag(number, "1.0", rows.manifest(number, "{}"))
+    assert registry.manifest("acme", "app", str(Digest.of(b"{}"))).content == b"{}"
+
+
+def test_an_image_inside_an_index_is_had_by_its_digest(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    outer, inner, image = (rows.manifest(number, f"{at}", media_type=INDEX_OCI) for at in range(3))
+    for parent, child in ((outer, inner), (inner, image)):
+        rows.add(db.ManifestChild, repository_id=number, manifest_id=parent, child_manifest_id=child)
+    tag = rows.tag(number, "1.0", outer)
+    assert registry.manifest("acme", "app", str(Digest.of(b"2"))).content == b"2"
+    rows.change(db.Tag, tag, lifetime_end_ms=now_ms() - 1)
     with pytest.raises(ManifestNotFound):
-        registry.manifest("acme", "app", digest)
+        registry.manifest("acme", "app", str(Digest.of(b"2")))
 
 
-@pytest.mark.parametrize("reference", [f"sha256:{'0' * 64}", "sha256:zzz", "sha256:\0", ":"])
-def test_a_digest_of_nothing_is_not_found(rows: Rows, registry: SqlRegistry, reference: str) -> None:
+@pytest.mark.parametrize(("end", "hidden", "there"), [(-1, False, False), (HOUR, True, True)])
+def test_a_manifest_is_had_by_its_digest_while_a_tag_leads_to_it(
+    rows: Rows, registry: Registry, end: int, hidden: bool, there: bool
+) -> None:
+    # Quay keeps what a push has not tagged yet under hidden tags that end by themselves.
+    number = rows.repository("acme/app")
+    rows.tag(number, "$temp", rows.manifest(number, "{}"), lifetime_end_ms=now_ms() + end, hidden=hidden)
+    digest = str(Digest.of(b"{}"))
+    if there:
+        assert registry.manifest("acme", "app", digest).content == b"{}"
+    else:
+        with pytest.raises(ManifestNotFound):
+            registry.manifest("acme", "app", digest)
+
+
+def test_a_manifest_of_another_repository_is_not_had_by_its_digest(rows: Rows, registry: Registry) -> None:
+    rows.repository("acme/app")
+    other = rows.repository("acme/other")
+    rows.tag(other, "1.0", rows.manifest(other, "{}"))
+    with pytest.raises(ManifestNotFound, match=f"acme/app has no manifest {Digest.of(b'{}')}"):
+        registry.manifest("acme", "app", str(Digest.of(b"{}")))
+
+
+@pytest.mark.parametrize("reference", ["sha256:", "sha256:XYZ", "sha256:" + "0" * 64, "md5:0", ":"])
+def test_a_digest_that_is_none_or_nowhere_is_not_found(rows: Rows, registry: Registry, reference: str) -> None:
+    rows.repository("acme/app")
     with pytest.raises(ManifestNotFound):
         registry.manifest("acme", "app", reference)
 
 
-def test_a_manifest_of_another_repository_is_not_found(rows: Rows, registry: SqlRegistry) -> None:
-    rows.tag("1.0", rows.manifest("{}"))
-    rows.add(Repository, namespace_user_id=rows.user, name="other", visibility_id=1, kind_id=1)
-    with pytest.raises(ManifestNotFound):
-        registry.manifest("acme", "other", str(Digest.of(b"{}")))
-    with pytest.raises(TagNotFound):
-        registry.manifest("acme", "other", "1.0")
+# --- Blobs ------------------------------------------------------------------------------------------------------------
 
 
-def test_blobs_lie_by_their_content_or_by_their_uuid(rows: Rows, registry: SqlRegistry) -> None:
-    manifest, old, absent = rows.manifest("{}"), Digest.of(b"old"), Digest.of(b"absent")
-    rows.blob(manifest, BLOB, "b", "a")
-    rows.blob(manifest, old, cas_path=False, uuid="1234", image_size=None)
-    found = registry.blobs("acme", "app", [BLOB, old, absent, BLOB])
-    assert set(found) == {BLOB, old}
-    assert found[BLOB].path == f"sha256/{BLOB.hex[:2]}/{BLOB.hex}"
-    assert (found[BLOB].locations, found[BLOB].size) == (("a", "b"), 3)
-    assert (found[old].path, found[old].locations, found[old].size) == ("sharedimages/1234/layer", (), None)
+def test_a_blob_lies_under_its_digest_in_every_location_that_has_it(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    rows.blob(number, rows.manifest(number, "{}"), BLOB, "us", "eu")
+    assert registry.blobs("acme", "app", [BLOB]) == {BLOB: BlobLocation(BLOB, path_of(BLOB), 10, ("eu", "us"))}
 
 
-def test_a_blob_stored_twice_is_taken_from_where_it_lies(rows: Rows, registry: SqlRegistry) -> None:
-    manifest = rows.manifest("{}")
-    rows.blob(manifest, BLOB)
-    rows.blob(manifest, BLOB, "here")
-    assert registry.blobs("acme", "app", [BLOB])[BLOB].locations == ("here",)
+def test_an_old_blob_lies_under_its_uuid(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    rows.blob(number, rows.manifest(number, "{}"), BLOB, "us", cas_path=False, uuid="1234-5678", image_size=None)
+    location = BlobLocation(BLOB, "sharedimages/1234-5678/layer", None, ("us",))
+    assert registry.blobs("acme", "app", [BLOB]) == {BLOB: location}
 
 
-def test_a_blob_that_is_being_uploaded_or_is_elsewhere_is_left_out(rows: Rows, registry: SqlRegistry) -> None:
-    rows.blob(rows.manifest("{}"), BLOB, "here", uploading=True)
-    rows.add(ImageStorage, content_checksum=str(Digest.of(b"x")), uploading=False)
-    assert registry.blobs("acme", "app", [BLOB, Digest.of(b"x")]) == {}
+def test_only_blobs_that_were_asked_for_and_that_the_repository_has_are_told(rows: Rows, registry: Registry) -> None:
+    number, other = rows.repository("acme/app"), rows.repository("acme/other")
+    manifest = rows.manifest(number, "{}")
+    rows.blob(number, manifest, BLOB, "us")
+    rows.blob(number, manifest, Digest.of(b"unasked"), "us")
+    rows.blob(other, rows.manifest(other, "{}"), OTHER, "us")
+    assert list(registry.blobs("acme", "app", [BLOB, OTHER])) == [BLOB]
     assert registry.blobs("acme", "app", []) == {}
 
 
-def test_the_number_of_queries_does_not_depend_on_the_data(rows: Rows, registry: SqlRegistry) -> None:
-    manifest = rows.manifest("{}")
-    digests = [Digest.of(bytes([at])) for at in range(20)]
+def test_a_blob_that_lies_nowhere_is_told_without_a_location(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    rows.blob(number, rows.manifest(number, "{}"), BLOB)
+    assert registry.blobs("acme", "app", [BLOB])[BLOB].locations == ()
+
+
+def test_a_blob_that_is_being_uploaded_is_not_there(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    manifest = rows.manifest(number, "{}")
+    rows.blob(number, manifest, BLOB, "us", uploading=True)
+    rows.blob(number, manifest, OTHER, "us", uploading=None)
+    assert list(registry.blobs("acme", "app", [BLOB, OTHER])) == [OTHER]
+
+
+def test_of_two_rows_of_one_blob_the_one_that_lies_somewhere_counts(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    manifest = rows.manifest(number, "{}")
+    rows.blob(number, manifest, BLOB, cas_path=False)
+    rows.blob(number, manifest, BLOB, "us")
+    rows.blob(number, manifest, BLOB, "eu", cas_path=False)
+    assert registry.blobs("acme", "app", [BLOB])[BLOB] == BlobLocation(BLOB, path_of(BLOB), 10, ("us",))
+
+
+def test_a_blob_of_several_manifests_is_told_once(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    blob = rows.blob(number, rows.manifest(number, "1"), BLOB, "us", "eu")
+    more = {"repository_id": number, "manifest_id": rows.manifest(number, "2"), "blob_id": blob}
+    rows.add(db.ManifestBlob, **more)
+    assert registry.blobs("acme", "app", [BLOB, BLOB])[BLOB].locations == ("eu", "us")
+
+
+# --- What it costs ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def queries(engine: Engine) -> Iterator[list[str]]:
+    """Give a list that gets every statement that is sent."""
+    sent: list[str] = []
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        if not statement.startswith(("BEGIN", "PRAGMA")):
+            sent.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+def fill(rows: Rows, count: int) -> list[Digest]:
+    number = rows.repository("acme/app")
+    manifest = rows.manifest(number, "{}")
+    for at in range(count):
+        rows.tag(number, f"1.{at}", manifest)
+    digests = [Digest.of(b"%d" % at) for at in range(count)]
     for digest in digests:
-        rows.blob(manifest, digest)
-    rows.tag("1.0", manifest)
-    asked: list[str] = []
-    event.listen(rows.engine, "before_cursor_execute", lambda *event: asked.append(event[2]))
-    assert len(registry.blobs("acme", "app", digests)) == 20
-    registry.manifest("acme", "app", "1.0")
-    registry.repository("acme", "app")
-    assert len([query for query in asked if query.lstrip().upper().startswith(("SELECT", "WITH"))]) == 3
+        rows.blob(number, manifest, digest, "us", "eu")
+    return digests
 
 
-def test_what_is_not_found_is_missing() -> None:
-    assert {kind.code for kind in (RepositoryNotFound, TagNotFound, ManifestNotFound) if issubclass(kind, Missing)} == {
-        "NAME_UNKNOWN",
-        "TAG_UNKNOWN",
-        "MANIFEST_UNKNOWN",
-    }
+def asked(registry: Registry, digests: list[Digest]) -> list[tuple[Callable[[], object], int]]:
+    def absent() -> None:
+        with pytest.raises(TagNotFound):
+            registry.manifest("acme", "app", "absent")
+
+    return [
+        (lambda: registry.repository("acme", "app"), 1),
+        (lambda: registry.manifest("acme", "app", "1.0"), 1),
+        (lambda: registry.manifest("acme", "app", str(Digest.of(b"{}"))), 1),
+        (absent, 2),
+        (lambda: registry.blobs("acme", "app", digests), 1),
+        (lambda: registry.tags("acme", "app"), 2),
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_the_number_of_queries_does_not_depend_on_the_data(rows: Rows, registry: Registry, count: int) -> None:
+    for ask, expected in asked(registry, fill(rows, count)):
+        with queries(rows.engine) as sent:
+            ask()
+        assert len(sent) == expected
+
+
+def test_only_reads_are_sent(rows: Rows, registry: Registry) -> None:
+    digests = fill(rows, 2)
+    with queries(rows.engine) as sent:
+        for ask, _ in asked(registry, digests):
+            ask()
+    assert {statement.split()[0] for statement in sent} <= {"SELECT", "WITH"}
+
+
+def test_no_connection_outlives_a_call(rows: Rows, registry: Registry) -> None:
+    open_now: set[int] = set()
+    event.listen(rows.engine, "checkout", lambda raw, *_: open_now.add(id(raw)))
+    event.listen(rows.engine, "checkin", lambda raw, *_: open_now.discard(id(raw)))
+    for ask, _ in asked(registry, fill(rows, 2)):
+        ask()
+        gc.collect()
+        assert open_now == set()
+
+
+def test_what_comes_out_is_bound_to_nothing(rows: Rows, registry: Registry) -> None:
+    digests = fill(rows, 1)
+    values: list[RepositoryInfo | TagManifest | BlobLocation] = [
+        registry.repository("acme", "app"),
+        registry.manifest("acme", "app", "1.0"),
+        *registry.blobs("acme", "app", digests).values(),
+    ]
+    rows.engine.dispose()
+    for value in values:
+        assert {type(getattr(value, field.name)) for field in fields(value)} <= {
+            int,
+            str,
+            bool,
+            bytes,
+            tuple,
+            Digest,
+        }
