@@ -6,8 +6,11 @@ import subprocess
 import pytest
 
 PACKAGES = {
+    "actool": "appc-spec",
     "bsdtar": "libarchive-tools",
     "gzip": "gzip",
+    "podman": "podman",
+    "skopeo": "skopeo",
     "tar": "tar",
     "umoci": "umoci",
     "zstd": "zstd",

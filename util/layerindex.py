@@ -310,7 +310,7 @@ class _Tar:
             parts.append(part)
         return b"".join(parts)
 
-    def skip(self, size: int) -> int:
+    def pass_by(self, size: int) -> int:
         """Pass `size` bytes by and return how many there were."""
         if self._at + size <= len(self._chunk):
             self._at += size
@@ -482,7 +482,7 @@ class _Reader:
         if b"/." in name or b"//" in name or name[:1] in (b".", b"/") or name[-1:] == b"/":
             path = self._normalised(name, name)
         if b".wh." in path and self._whiteout(path, name):
-            self._skip(stored, name)
+            self._pass_by(stored, name)
             return
         # Only in tars without types is a slash at the end all that makes the root a directory.
         if not path and (kind != DIRECTORY or block[156] in b"07"):
@@ -493,9 +493,9 @@ class _Reader:
             if len(content) < stored:
                 raise self._cut(name)
             index.kept[len(index.names)] = content
-            tar.skip(padding(stored))
+            tar.pass_by(padding(stored))
         else:
-            self._skip(stored, name)
+            self._pass_by(stored, name)
         entry = len(index.names)
         if entry >= self._limits.max_entries:
             raise LayerTooLarge(
@@ -605,10 +605,10 @@ class _Reader:
     def _cut(self, name: bytes) -> TruncatedLayer:
         return TruncatedLayer(f"layer {self._layer} ends within the payload of {shown(name)}")
 
-    def _skip(self, size: int, name: bytes) -> None:
+    def _pass_by(self, size: int, name: bytes) -> None:
         padded = size + padding(size)
         # Writers that stop right after the last payload leave its padding out.
-        if self._tar.skip(padded) < size:
+        if self._tar.pass_by(padded) < size:
             raise self._cut(name)
 
     def _integer(self, records: Mapping[bytes, bytes], key: bytes, default: int, name: bytes) -> int:
