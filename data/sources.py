@@ -21,7 +21,7 @@ from typing import IO
 from util.compression import decompressed
 from util.digest import Digest, Readable
 from util.document import MAX_DOCUMENT_SIZE, Fields, MalformedManifest, read_document
-from util.oci import CONFIG_V2, LAYER_V2, LAYER_V2_GZIP, LAYER_V2_ZSTD, MANIFEST_V2, Descriptor, ImageConfig
+from util.oci import CONFIG_V2, INDEX_OCI, LAYER_V2, LAYER_V2_GZIP, LAYER_V2_ZSTD, MANIFEST_V2, Descriptor, ImageConfig
 from util.problem import Damaged, Malformed, Missing, Problem, TooLarge
 
 MAX_MEMBERS = 100_000
@@ -285,24 +285,33 @@ class _Layout(Source):
         version = read_document(marker, "file oci-layout", MalformedManifest).text("imageLayoutVersion")
         if version != "1.0.0":
             raise MalformedSource(f"{path} is an OCI layout of version {version!r}; 1.0.0 is known")
+        self._index = index
         self.root = self._choose(read_document(index, "index.json", MalformedManifest).each("manifests"), ref)
 
     def _choose(self, entries: Sequence[Fields], ref: str | None) -> Descriptor:
         named: list[tuple[Descriptor, tuple[str, ...]]] = []
+        platforms: set[str] = set()
         for entry in entries:
             annotations = entry.text_map("annotations")
             entry.required("size")
             root = Descriptor(entry.text("mediaType") or "", entry.digest("digest"), entry.number("size") or 0)
             named.append((root, tuple(annotations[key] for key in _REF if key in annotations)))
+            if (platform := entry.fields("platform")) is not None:
+                platforms.add(json.dumps(platform.values, sort_keys=True))
         suited = {root.digest: root for root, names in named if ref is None or ref in (*names, str(root.digest))}
         if len(suited) == 1:
             return next(iter(suited.values()))
+        if len(suited) == len(named) == len(platforms) and len({names for _, names in named}) == 1:
+            # One image for several platforms, without an index of its own: that of the layout is it.
+            return Descriptor(INDEX_OCI, Digest.of(self._index), len(self._index))
         existing = [names[0] if names else str(root.digest) for root, names in named]
         if ref is None:
             raise ImageNotInSource(f"{self._path} has {len(suited)} images, and none was named", existing)
         raise ImageNotInSource(f"{self._path} has {len(suited)} images called {ref!r}", existing)
 
     def open(self, digest: Digest) -> Readable:
+        if digest == self.root.digest == Digest.of(self._index):
+            return _Bytes(self._index)
         stream = self._files.open(f"blobs/{digest.algorithm}/{digest.hex}")
         if stream is None:
             raise BlobNotInSource(f"{self._path} does not have {digest}")
