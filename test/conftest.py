@@ -14,6 +14,9 @@ settings.register_profile("suite", derandomize=True, deadline=None, suppress_hea
 settings.register_profile("explore", settings.get_profile("suite"), derandomize=False, max_examples=1000)
 settings.load_profile("suite")
 
+# A package of its own, whose tests run where it is installed: test_format_plugin.py installs it and runs them.
+collect_ignore = ["plugin"]
+
 
 def pytest_report_header() -> list[str]:
     """Say first what will fail for want of a program, with the line that installs it."""
