@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, update
 
 from data.database import (
     MARKED_FOR_DELETION,
@@ -405,29 +405,32 @@ class _Rows:
     def tag(self, repository: int, name: str, digest: Digest) -> None:
         """Let the tag `name` mean the manifest `digest` from now on."""
         manifest = self._row(Manifest, {"repository_id": repository, "digest": str(digest)})
-        now = now_ms()
         same = (Tag.repository_id == repository, Tag.name == name)
+        now = self._next_ms(*same)
         unended = or_(Tag.lifetime_end_ms.is_(None), Tag.lifetime_end_ms > now)
         alive = self.connection.execute(
             select(Tag.id, Tag.manifest_id, Tag.lifetime_end_ms).where(*same, Tag.hidden.is_(False), unended)
         ).all()
         if [(row.manifest_id, row.lifetime_end_ms) for row in alive] == [(manifest, None)]:
             return
-        # No two rows of a tag may end at the same time.
-        last = self.connection.scalar(select(func.max(Tag.lifetime_end_ms)).where(*same, Tag.lifetime_end_ms <= now))
-        end = max(now, (last or 0) + 1)
-        for row in alive:
-            self.connection.execute(update(Tag).where(Tag.id == row.id).values(lifetime_end_ms=end))
-            end += 1
+        for at, row in enumerate(alive):  # no two may end at the same time
+            self.connection.execute(update(Tag).where(Tag.id == row.id).values(lifetime_end_ms=now + at))
         self.connection.execute(
             insert(Tag).values(
                 name=name,
                 repository_id=repository,
                 manifest_id=manifest,
-                lifetime_start_ms=end - 1 if alive else now,
+                lifetime_start_ms=now + max(len(alive) - 1, 0),
                 tag_kind_id=self._row(TagKind, {"name": "tag"}),
             )
         )
+
+    def _next_ms(self, *same: ColumnElement[bool]) -> int:
+        """Return the time, or the first after it at which no row of the tag has begun or ended."""
+        now = now_ms()
+        begun = self.connection.scalar(select(func.max(Tag.lifetime_start_ms)).where(*same))
+        ended = self.connection.scalar(select(func.max(Tag.lifetime_end_ms)).where(*same, Tag.lifetime_end_ms <= now))
+        return max(now, (begun or 0) + 1, (ended or 0) + 1)
 
     def _blob(self, digest: Digest) -> int:
         if digest not in self._blobs:

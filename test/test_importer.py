@@ -1,21 +1,36 @@
 """The import from OCI layouts and from `docker save`, into SQLite and into PostgreSQL."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
-from data import sources
-from data.database import Base, Engine, Manifest, ManifestChild, Repository, Tag, create_tables, writing
-from data.importer import InvalidName, Schema1NotImported, UnusableRepository, import_image
+from data import importer, sources
+from data.database import (
+    Base,
+    Engine,
+    ImageStorage,
+    Manifest,
+    ManifestChild,
+    Repository,
+    Tag,
+    User,
+    create_tables,
+    now_ms,
+    writing,
+)
+from data.importer import ImageTooLarge, InvalidName, Schema1NotImported, UnusableRepository, import_image
 from data.layerindexes import DiffIdMismatch, LayerIndexes
 from data.registry import SqlRegistry
 from data.sources import (
@@ -26,10 +41,11 @@ from data.sources import (
     SourceNotFound,
     SourceTooLarge,
 )
-from data.storage.distributed import DistributedStorage
+from data.storage.base import StorageUnavailable
+from data.storage.distributed import DistributedStorage, StorageReadOnly
 from data.storage.local import LocalStorage
 from test.databases import KINDS, database
-from test.images import INDEX, Image, Layer, Layout
+from test.images import CONFIG, INDEX, MANIFEST, Image, Layer, Layout
 from test.layers import file, gzipped, layer, zstd_frame
 from util.digest import Digest, DigestMismatch
 from util.document import MalformedConfig
@@ -415,3 +431,200 @@ def test_a_blob_that_was_cut_in_storage_is_healed(target: Target, layout: Layout
     (tmp_path / "storage" / name).write_bytes(content[:-1])
     target.take(source)
     assert (tmp_path / "storage" / name).read_bytes() == content
+
+
+def test_a_layer_that_lies_in_storage_is_held_to_each_configuration_that_names_it(
+    target: Target, layout: Layout
+) -> None:
+    target.take(layout.tag("edge", layout.image(ONE)))
+    manifest = json.loads(target.registry.manifest("acme", "app", "1.0").content)
+    config = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [f"sha256:{'0' * 64}"]}}
+    lying = {**manifest, "config": layout.document(config, CONFIG), "layers": manifest["layers"][:1]}
+    refused(target, layout.tag("lying", layout.document(lying, MANIFEST)), DiffIdMismatch)
+
+
+def test_a_read_only_registry_takes_nothing(target: Target, layout: Layout) -> None:
+    local = LocalStorage(target.folder / "storage")
+    target.storage = DistributedStorage({"here": local}, ["here"], readonly=True)
+    refused(target, layout.tag("edge", layout.image(ONE)), StorageReadOnly, "read-only")
+    assert target.files() == set()
+
+
+def test_a_storage_that_fails_in_the_middle_leaves_no_part_and_no_row(
+    target: Target, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = layout.tag("edge", layout.image(ONE))
+    replace, renamed = os.replace, 0
+
+    def full_after_two(part: str, place: str) -> None:
+        nonlocal renamed
+        renamed += 1
+        if renamed > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(part, place)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full_after_two)
+        refused(target, source, StorageUnavailable, "No space left on device")
+    assert not any(".parts" in name for name in target.files())
+    target.take(source)
+    assert target.registry.tags("acme", "app") == ("1.0",)
+
+
+def test_a_database_that_fails_at_the_last_row_has_none(
+    target: Target, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = layout.tag("edge", layout.image(ONE))
+    before = target.counts()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importer._Rows, "tag", fail)
+        with pytest.raises(ZeroDivisionError):
+            target.take(source)
+    assert target.counts() == before
+    target.take(source)
+    assert target.registry.tags("acme", "app") == ("1.0",)
+
+
+# --- Rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_say_what_quay_s_say(target: Target, layout: Layout) -> None:
+    image = layout.image(ONE)
+    subject = {"mediaType": MANIFEST, "digest": image["digest"], "size": image["size"]}
+    artifact = json.loads((layout.folder / "blobs/sha256" / layout.artifact()["digest"][7:]).read_bytes())
+    signed = {**artifact, "subject": subject, "artifactType": "application/vnd.example.signature"}
+    target.take(layout.tag("edge", image))
+    target.take(layout.tag("signature", layout.document(signed, MANIFEST)), "acme/app:signature")
+    columns = (
+        Manifest.config_media_type,
+        Manifest.layers_compressed_size,
+        Manifest.subject,
+        Manifest.subject_backfilled,
+        Manifest.artifact_type,
+        Manifest.artifact_type_backfilled,
+    )
+    with target.engine.connect() as connection:
+        rows = [tuple(row) for row in connection.execute(select(*columns).order_by(Manifest.id))]
+        blobs = connection.execute(select(ImageStorage.content_checksum, ImageStorage.uncompressed_size)).all()
+        states = connection.execute(select(ImageStorage.uploading, ImageStorage.cas_path).distinct()).all()
+        organization = connection.scalar(select(User.organization))
+    assert rows == [
+        (CONFIG, sum(len(layer.blob) for layer in ONE.layers), None, True, None, True),
+        (
+            "application/vnd.cncf.helm.config.v1+json",
+            None,
+            image["digest"],
+            True,
+            "application/vnd.example.signature",
+            True,
+        ),
+    ]
+    known = {checksum: size for checksum, size in blobs if size is not None}
+    assert known == {str(Digest.of(layer.blob)): len(layer.content) for layer in ONE.layers}
+    assert [tuple(row) for row in states] == [(False, True)]
+    assert organization
+
+
+def test_an_attestation_s_blobs_are_kept_and_not_indexed(target: Target, layout: Layout) -> None:
+    statement = layout.blob(b'{"_type": "https://in-toto.io/Statement/v0.1"}', "application/vnd.in-toto+json")
+    nowhere = {"os": "unknown", "architecture": "unknown"}
+    config = {**nowhere, "rootfs": {"type": "layers", "diff_ids": [statement["digest"]]}}
+    attestation = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": layout.document(config, CONFIG),
+        "layers": [statement],
+    }
+    entry = {
+        **layout.document(attestation, MANIFEST),
+        "platform": nowhere,
+        "annotations": {"vnd.docker.reference.type": "attestation-manifest"},
+    }
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [layout.image(OTHER), entry]}
+    target.take(layout.tag("edge", layout.document(index, INDEX)))
+    assert target.blob(statement["digest"]).startswith(b'{"_type"')
+    assert len([name for name in target.files() if name.startswith("verbs/")]) == len(OTHER.layers)
+
+
+def test_an_index_inside_an_index_is_imported(target: Target, layout: Layout) -> None:
+    inner = layout.index(ONE, OTHER)
+    outer = layout.document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [inner]}, INDEX)
+    target.take(layout.tag("edge", outer))
+    for part in (inner, layout.image(ONE), layout.image(OTHER)):
+        assert str(target.registry.manifest("acme", "app", part["digest"]).digest) == part["digest"]
+
+
+def test_indexes_without_an_end_are_refused(target: Target, layout: Layout) -> None:
+    descriptor = layout.image(ONE)
+    for _ in range(10):
+        descriptor = layout.document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor]}, INDEX)
+    refused(target, layout.tag("deep", descriptor), ImageTooLarge, "indexes 8 deep")
+
+
+def test_too_many_manifests_are_refused(target: Target, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importer, "MAX_DOCUMENTS", 1)
+    refused(target, layout.tag("edge", layout.index(ONE, OTHER)), ImageTooLarge, "more than 1 manifests")
+
+
+def test_a_document_that_claims_to_be_huge_is_refused_unread(target: Target, layout: Layout) -> None:
+    descriptor = {**layout.image(ONE), "size": 1 << 40}
+    refused(target, layout.tag("edge", descriptor), ImageTooLarge, "at most 4194304")
+
+
+def test_a_tag_that_would_have_ended_by_itself_ends_when_it_is_moved(target: Target, layout: Layout) -> None:
+    target.take(layout.tag("one", layout.image(ONE)))
+    with writing(target.engine) as connection:
+        connection.execute(update(Tag).values(lifetime_end_ms=now_ms() + 3_600_000))
+    target.take(f"oci:{layout.folder}:one")
+    with target.engine.connect() as connection:
+        rows = connection.execute(select(Tag.lifetime_end_ms).order_by(Tag.id)).all()
+    assert rows[0].lifetime_end_ms <= now_ms()
+    assert [row.lifetime_end_ms for row in rows[1:]] == [None]
+
+
+def test_a_tag_may_be_moved_faster_than_the_clock_goes(
+    target: Target, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "now_ms", lambda: 1_700_000_000_000)
+    for name, image in (("one", ONE), ("other", OTHER)):
+        layout.tag(name, layout.image(image))
+    for name in ("one", "other", "one", "other"):
+        target.take(f"oci:{layout.folder}:{name}")
+    with target.engine.connect() as connection:
+        rows = connection.execute(select(Tag.lifetime_start_ms, Tag.lifetime_end_ms).order_by(Tag.id)).all()
+    first = 1_700_000_000_000
+    assert [tuple(row) for row in rows] == [*((first + at, first + at + 1) for at in range(3)), (first + 3, None)]
+
+
+def test_imports_side_by_side_do_not_disturb_each_other(target: Target, layout: Layout) -> None:
+    descriptors = [layout.index(ONE, OTHER), layout.image(ONE), layout.image(OTHER)]
+    for descriptor in descriptors:
+        layout.tag(descriptor["digest"], descriptor)
+    sources_ = [f"oci:{layout.folder}:{descriptor['digest']}" for descriptor in descriptors] * 3
+    with ThreadPoolExecutor(len(sources_)) as pool:
+        taken = list(pool.map(target.take, sources_))
+    assert set(taken) == {descriptor["digest"] for descriptor in descriptors}
+    assert target.registry.tags("acme", "app") == ("1.0",)
+    with target.engine.connect() as connection:
+        assert connection.scalar(select(func.count(Tag.id)).where(Tag.lifetime_end_ms.is_(None))) == 1
+    counts = target.counts()
+    assert (counts["user"], counts["repository"], counts["manifest"]) == (1, 1, 3)
+    assert counts["imagestorage"] == counts["imagestorageplacement"] == len({*target.files()} - verbs(target))
+
+
+def verbs(target: Target) -> set[str]:
+    return {name for name in target.files() if name.startswith("verbs/")}
+
+
+def test_a_large_layer_is_not_held_in_memory(target: Target, layout: Layout) -> None:
+    source = layout.tag("edge", layout.image(Image([Layer([file(b"large", bytes(64 << 20))], "none")])))
+    tracemalloc.start()
+    try:
+        target.take(source)
+        assert tracemalloc.get_traced_memory()[1] < 48 << 20
+    finally:
+        tracemalloc.stop()

@@ -25,6 +25,7 @@ from data.registry import (
 from test.databases import KINDS, database
 from util.digest import Digest
 from util.oci import INDEX_OCI, MANIFEST_OCI
+from util.problem import Missing
 
 HOUR = 3_600_000
 BLOB, OTHER = Digest.of(b"blob"), Digest.of(b"other")
@@ -146,7 +147,8 @@ def test_a_repository_may_have_slashes_in_its_name(rows: Rows, registry: Registr
 
 
 @pytest.mark.parametrize(
-    ("namespace", "name"), [("acme", "x"), ("x", "app"), ("acme", ""), ("ac\0me", "app"), ("", "")]
+    ("namespace", "name"),
+    [("acme", "x"), ("x", "app"), ("acme", ""), ("ac\0me", "app"), ("acme", "app\udcff"), ("", "")],
 )
 def test_a_repository_that_is_not_there_is_not_found(rows: Rows, registry: Registry, namespace: str, name: str) -> None:
     rows.repository("acme/app")
@@ -247,7 +249,9 @@ def test_a_tag_that_is_not_there_is_told_with_some_that_are(rows: Rows, registry
     assert caught.value.code == "TAG_UNKNOWN"
 
 
-@pytest.mark.parametrize("reference", ["", "LATEST", "latest\0", "lat%", "l_test", "latest ", "' OR 1=1 --"])
+@pytest.mark.parametrize(
+    "reference", ["", "LATEST", "latest\0", "lat%", "l_test", "latest\udcff", "latest ", "' OR 1=1 --"]
+)
 def test_a_reference_is_taken_literally(rows: Rows, registry: Registry, reference: str) -> None:
     number = rows.repository("acme/app")
     rows.tag(number, "latest", rows.manifest(number, "{}"))
@@ -307,7 +311,7 @@ def test_a_manifest_of_another_repository_is_not_had_by_its_digest(rows: Rows, r
         registry.manifest("acme", "app", str(Digest.of(b"{}")))
 
 
-@pytest.mark.parametrize("reference", ["sha256:", "sha256:XYZ", "sha256:" + "0" * 64, "md5:0", ":"])
+@pytest.mark.parametrize("reference", ["sha256:", "sha256:XYZ", "sha256:" + "0" * 64, "sha256:\0", "md5:0", ":"])
 def test_a_digest_that_is_none_or_nowhere_is_not_found(rows: Rows, registry: Registry, reference: str) -> None:
     rows.repository("acme/app")
     with pytest.raises(ManifestNotFound):
@@ -369,6 +373,11 @@ def test_a_blob_of_several_manifests_is_told_once(rows: Rows, registry: Registry
     more = {"repository_id": number, "manifest_id": rows.manifest(number, "2"), "blob_id": blob}
     rows.add(db.ManifestBlob, **more)
     assert registry.blobs("acme", "app", [BLOB, BLOB])[BLOB].locations == ("eu", "us")
+
+
+def test_what_is_not_found_is_missing() -> None:
+    kinds = {kind.code for kind in (RepositoryNotFound, TagNotFound, ManifestNotFound) if issubclass(kind, Missing)}
+    assert kinds == {"NAME_UNKNOWN", "TAG_UNKNOWN", "MANIFEST_UNKNOWN"}
 
 
 # --- What it costs ----------------------------------------------------------------------------------------------------
