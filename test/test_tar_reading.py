@@ -445,6 +445,11 @@ def test_of_repeated_extension_headers_and_records_the_last_word_counts() -> Non
     assert set(listing_of(layers.layer(long_names + header(b"x", magic=GNU_MAGIC)))) == {b"right" * 30}
 
 
+def test_an_extension_header_without_a_record_says_nothing() -> None:
+    for kind in (b"x", b"g"):
+        assert set(listing_of(layers.layer(pax_header([], kind=kind), file(b"f")))) == {b"f"}
+
+
 def test_gnu_long_names_and_links_may_come_in_either_order_and_without_a_nul() -> None:
     name, link = layers.gnu_long(b"L", b"n" * 150), layers.gnu_long(b"K", b"t" * 150)
     for extensions in (name + link, link + name):
@@ -482,6 +487,8 @@ def test_an_xattr_may_be_said_twice_and_the_last_word_counts() -> None:
         b"x9 path=x\n",
         b"99999999999999999999 path=x\n",
         b"9path=xy\n",
+        b"+11 path=x\n",
+        b"1_2 path=xy\n",
         b"11 path=a\0\n",
         b"14 linkpath=\0\n",
     ],
@@ -716,7 +723,10 @@ def test_a_layer_of_more_bytes_than_the_limit_is_refused_and_the_limit_named() -
     error = error_of(archive, limits=LayerLimits(max_size=4000))
     assert isinstance(error, TooLarge)
     assert "VERBS_MAX_SIZE" in str(error)
-    assert index_of(archive, limits=LayerLimits(max_size=len(archive))).size == len(archive)
+    for size in (100, 512, 1000, 100_000):
+        chunks = list(layers.in_chunks(archive, size))
+        assert index_of(iter(chunks), limits=LayerLimits(max_size=len(archive))).size == len(archive)
+        error_of(iter(chunks), limits=LayerLimits(max_size=len(archive) - 1))
 
 
 @pytest.mark.parametrize("start", [header(b"f", size=1 << 39), END], ids=["a payload", "after the end"])
