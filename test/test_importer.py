@@ -550,6 +550,29 @@ def test_an_attestation_s_blobs_are_kept_and_not_indexed(target: Target, layout:
     assert len([name for name in target.files() if name.startswith("verbs/")]) == len(OTHER.layers)
 
 
+def test_a_foreign_layer_need_not_be_in_the_source(target: Target, layout: Layout) -> None:
+    manifest = json.loads((layout.folder / "blobs/sha256" / layout.image(ONE)["digest"][7:]).read_bytes())
+    foreign = {
+        "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "digest": f"sha256:{'0' * 64}",
+        "size": 1000,
+        "urls": ["https://example.com/layer"],
+    }
+    windows = {**manifest, "layers": [foreign, *manifest["layers"]]}
+    digest = target.take(layout.tag("windows", layout.document(windows, MANIFEST)))
+    assert digest == str(target.registry.manifest("acme", "app", "1.0").digest)
+    known = target.registry.blobs("acme", "app", [Digest.parse(part["digest"]) for part in windows["layers"]])
+    assert [str(each) for each in known] == [part["digest"] for part in manifest["layers"]]
+
+
+def test_an_image_that_an_index_names_twice_is_imported_once(target: Target, layout: Layout) -> None:
+    image = layout.image(ONE)
+    twice = layout.document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [image, image]}, INDEX)
+    target.take(layout.tag("edge", twice))
+    assert target.counts()["manifest"] == 2
+    assert target.counts()["manifestchild"] == 1
+
+
 def test_an_index_inside_an_index_is_imported(target: Target, layout: Layout) -> None:
     inner = layout.index(ONE, OTHER)
     outer = layout.document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [inner]}, INDEX)

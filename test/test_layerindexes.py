@@ -194,6 +194,15 @@ def test_bytes_that_are_broken_in_storage_are_told_as_that_and_not_as_a_broken_l
             indexes(storage).get(put(storage, wrong, digest=Digest.of(pushed), size=len(wrong)))
 
 
+def test_other_bytes_far_behind_a_broken_header_are_still_found(storage: Counting) -> None:
+    pushed = b"no tar at all" * 100_000
+    blob = put(storage, pushed[:-1] + b"?", digest=Digest.of(pushed))
+    with pytest.raises(DigestMismatch):
+        indexes(storage).get(blob)
+    with pytest.raises(MalformedHeader):
+        indexes(storage).get(put(storage, pushed))
+
+
 @pytest.mark.parametrize(
     ("blob", "error"),
     [

@@ -1,5 +1,6 @@
 """Where images come from: which image a source means, and archives that mean harm."""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -210,6 +211,24 @@ def test_a_blob_that_the_source_does_not_have_is_named(layout: Layout) -> None:
     source = layout.tag("1.0", layout.image(ONE))
     with open_source(source) as opened, pytest.raises(BlobNotInSource, match=str(Digest.of(b"absent"))):
         opened.open(Digest.of(b"absent"))
+
+
+def test_a_blob_that_may_not_be_read_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, blob = layout.tag("1.0", layout.image(ONE)), Digest.of(ONE.layers[0].blob)
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with open_source(source) as opened:
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(SourceNotFound, match=f"{blob.hex} cannot be read: Permission denied"):
+            opened.open(blob)
+
+
+def test_an_error_of_who_reads_a_source_stays_what_it_is(layout: Layout) -> None:
+    source = layout.tag("1.0", layout.image(ONE))
+    with pytest.raises(FileNotFoundError, match="elsewhere"), open_source(source):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "elsewhere")
 
 
 # --- docker save ------------------------------------------------------------------------------------------------------
@@ -442,6 +461,27 @@ def test_an_archive_that_was_cut_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(whole[: whole.index(b"x" + bytes(99)) + 20_000])
     with pytest.raises(MalformedSource, match=r"cut short|no sound tar"):
         root_of(source)
+
+
+def test_an_archive_that_is_cut_while_it_is_read_is_told(tmp_path: Path) -> None:
+    large = Image([Layer([file(b"large", os.urandom(4 << 20))], wrapping="none")])
+    source = saved(tmp_path / "a.tar", {"x:1": large})
+    digest = Digest.of(large.layers[0].blob)
+    with open_source(source) as opened:
+        stream = opened.open(digest)
+        stream.read(1000)
+        os.truncate(tmp_path / "a.tar", 1 << 20)
+        with pytest.raises(MalformedSource, match="is cut short"):
+            list(iter(lambda: stream.read(1 << 20), b""))
+        stream.close()
+
+
+def test_a_blob_that_an_archive_of_docker_save_does_not_have_is_named(tmp_path: Path) -> None:
+    with (
+        open_source(saved(tmp_path / "a.tar", {"x:1": ONE})) as opened,
+        pytest.raises(BlobNotInSource, match=str(Digest.of(b"absent"))),
+    ):
+        opened.open(Digest.of(b"absent"))
 
 
 def test_a_sparse_member_is_no_file(tmp_path: Path) -> None:

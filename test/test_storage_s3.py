@@ -1,5 +1,6 @@
 """Blobs in a bucket: the suite of all storages against an S3 on loopback, and what only a network does."""
 
+import random
 import re
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -17,10 +19,18 @@ import pytest
 from moto.server import ThreadedMotoServer
 from urllib3.exceptions import SSLError
 
+from data.database import create_tables, make_engine
+from data.importer import import_image
+from data.layerindexes import LayerIndexes
+from data.registry import SqlRegistry
 from data.storage import s3
 from data.storage.base import BlobNotFound, Storage, StorageUnavailable
+from data.storage.distributed import DistributedStorage
 from data.storage.s3 import S3Settings, S3Storage
 from data.storage.testing import PATH, BackDoor, StorageTests, content_of
+from test.images import Image, Layer, Layout
+from test.layers import file
+from util.digest import Digest
 
 KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
 
@@ -243,6 +253,9 @@ class Flaky:
         first, last = 0, len(self.content) - 1
         if wanted and (match := re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)):
             first, last = int(match[1]), int(match[2] or last)
+        if first >= len(self.content):
+            connection.sendall(b"HTTP/1.1 416 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            return
         body = self.content[first : last + 1]
         cut = self.cuts.pop(0) if self.cuts else len(body)
         connection.sendall(
@@ -298,6 +311,31 @@ def test_a_read_goes_on_after_an_error_of_tls() -> None:
         stream._body = Garbled()  # type: ignore[attr-defined]
         assert content_of(stream) == CONTENT
     assert server.ranges == [None, "bytes=0-255999"]
+
+
+def test_a_stream_that_ends_before_its_end_is_read_on() -> None:
+    class Short:
+        def read(self, _: int) -> bytes:
+            return b""
+
+        def close(self) -> None:
+            pass
+
+    with closing(Flaky(CONTENT, [])) as server:
+        stream = flaky_storage(server).open(PATH)
+        stream._body.close()  # type: ignore[attr-defined]
+        stream._body = Short()  # type: ignore[attr-defined]
+        assert content_of(stream) == CONTENT
+
+
+@pytest.mark.parametrize("left", [1000, 5000])
+def test_an_object_that_has_become_shorter_is_an_error(left: int) -> None:
+    with closing(Flaky(CONTENT, [1000])) as server:
+        stream = flaky_storage(server).open(PATH)
+        assert len(stream.read(1000)) == 1000
+        server.content = CONTENT[:left]
+        with pytest.raises(StorageUnavailable, match="became shorter while it was read"):
+            content_of(stream)
 
 
 def test_a_connection_that_always_breaks_is_an_error_and_no_short_blob() -> None:
@@ -421,3 +459,30 @@ def test_a_blob_that_is_gone_when_a_read_goes_on_is_told(storage: Storage, back_
     with pytest.raises(BlobNotFound):
         stream.read()
     stream.close()
+
+
+# --- All of it together -----------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_imported_into_a_bucket_and_its_layers_are_read_from_there(
+    storage: S3Storage, back_door: Bucket, tmp_path: Path
+) -> None:
+    noise = random.Random(0).randbytes(700 << 10)
+    image = Image([Layer([file(b"noise", noise)], "none"), Layer([file(b"etc/hostname", b"here")])])
+    layout = Layout(tmp_path / "layout")
+    source = layout.tag("edge", layout.image(image))
+    engine = make_engine(f"sqlite:///{tmp_path}/registry.db")
+    create_tables(engine)
+    everywhere = DistributedStorage({"bucket": storage}, ["bucket"])
+    indexes = LayerIndexes(everywhere)
+    import_image(source, "acme", "app", "1.0", engine=engine, storage=everywhere, indexes=indexes)
+    digests = [Digest.of(layer.blob) for layer in image.layers]
+    found = SqlRegistry(engine).blobs("acme", "app", digests)
+    assert [found[digest].locations for digest in digests] == [("bucket",)] * 2
+    assert [back_door.get(found[digest].path) for digest in digests] == [layer.blob for layer in image.layers]
+    asked = calls(storage)
+    kept = indexes.many([found[digest] for digest in digests], [Digest.of(layer.content) for layer in image.layers])
+    assert [index.names for index in kept] == [[b"noise"], [b"etc/hostname"]]
+    assert asked == ["GetObject"] * 2
+    import_image(source, "acme", "app", "2.0", engine=engine, storage=everywhere, indexes=indexes)
+    assert not {"PutObject", "CreateMultipartUpload"} & set(asked)

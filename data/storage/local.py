@@ -32,12 +32,8 @@ class LocalStorage(Storage):
         check_range(offset, length)
         with _translated(path):
             stream = open(self._place(path), "rb", buffering=0)  # noqa: SIM115 the caller closes it
-            try:
-                end = os.fstat(stream.fileno()).st_size
-                stream.seek(offset)
-            except BaseException:
-                stream.close()
-                raise
+            end = os.fstat(stream.fileno()).st_size
+            stream.seek(offset)
         left = max(end - offset, 0)
         return _LocalReader(stream, left if length is None else min(length, left), path)
 
