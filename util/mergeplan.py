@@ -314,6 +314,8 @@ class MergePlan:
         self._find_homes()
         self._alive = sorted(slot for slot in tree.made.values() if slot >= 0 and slot not in self._absent)
         self._anchors = sorted(self._before)
+        self.ends: list[int] = []
+        """Where, in each layer's uncompressed tar, the last byte that is written ends; 0 where none is."""
         self.size = self._count()
 
     def _find_homes(self) -> None:
@@ -369,17 +371,6 @@ class MergePlan:
                 if metadata < 0:
                     del self._tree.metadata[parent]
             parent = parent.rpartition(b"/")[0]
-
-    def needed(self, layer: int) -> bool:
-        """Return whether anything of the layer's own bytes is written."""
-        return any(step.end > step.begin for step in self.steps(layer))
-
-    def end(self, layer: int) -> int:
-        """Return the position in the layer's uncompressed tar past which nothing of it is written (bytes)."""
-        end = 0
-        for step in self.steps(layer):
-            end = max(end, step.end)
-        return end
 
     def root(self) -> Step | None:
         """Return the entry of the root itself, which comes first, if there is one."""
@@ -518,14 +509,17 @@ class MergePlan:
             size += len(self.header(root))
         for layer in range(len(self._tree.indexes)):
             sparse = self._tree.indexes[layer].sparse
+            end = 0
             for step in self.steps(layer):
                 length = step.end - step.begin
+                end = max(end, step.end if length else 0)
                 if step.entry is not None:
                     size += len(self._header(step, measure=True))
                     if sparse and (holes := self.sparse_of(step)):
                         length = holes[0]
                     length += padding(length)
                 size += length
+            self.ends.append(end)
         return size
 
     def entry_of(self, path: bytes) -> tuple[int, int] | None:

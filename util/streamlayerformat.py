@@ -163,7 +163,7 @@ class StreamLayerMerger:
         root = plan.root()
         if root is not None:
             yield plan.header(root)
-        ends = [plan.end(layer) for layer in range(len(self._layers))]
+        ends = plan.ends
         waiting = [layer for layer, end in enumerate(ends) if end]
         running: dict[int, ReadAhead] = {}
         try:
