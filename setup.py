@@ -14,6 +14,7 @@ setup(
         "flask>=3.0",  # the ways in by HTTP, and the extension that a host application mounts
         "click>=8.1",  # the command line; Flask brings it anyway
         "sqlalchemy>=2.0",  # the registry's tables, on SQLite and PostgreSQL alike
+        "alembic>=1.13",  # versions of our own tables; Quay's are never touched
         "boto3>=1.34",  # blobs in S3, MinIO and Ceph: multipart writes, ranged reads, presigned URLs
         "isal>=1.6",  # gzip at twice the speed of zlib when reading and five times when writing, without the GIL
         # zstd as Python 3.14 has it built in: it tells a cut frame from a whole one, and bounds each inflated piece
@@ -21,10 +22,17 @@ setup(
         "gunicorn>=22.0",  # `registry-verbs serve`
         "pyyaml>=6.0",  # Quay's config.yaml
         "rich>=13.0",  # progress on a terminal
+        "prometheus-client>=0.20",  # /metrics, summed over gunicorn's processes
     ],
     extras_require={
         "postgres": [
             "psycopg[binary]>=3.1",  # DB_URI=postgresql://…: a live Quay's database
+        ],
+        "mysql": [
+            "pymysql>=1.1",  # DB_URI=mysql+pymysql://…: Quay on MySQL or MariaDB; pure Python, so it installs anywhere
+        ],
+        "celery": [
+            "celery[redis]>=5.4",  # VERBS_BROKER_URL: jobs on many machines, over Redis or RabbitMQ
         ],
         "dev": [
             "boto3-stubs[s3]>=1.34",  # types of the S3 client, for mypy
