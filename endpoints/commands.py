@@ -5,103 +5,36 @@ The law: data alone goes to stdout, talk to stderr, progress only to a terminal.
 """
 
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
-from util.problem import Problem
+from endpoints.commandline import (
+    Commands,
+    ImageName,
+    ReadConfiguration,
+    compression_of,
+    examples,
+    image_name,
+    platform_of,
+    services_of,
+    terminated,
+)
 
 if TYPE_CHECKING:
-    from endpoints.services import Services
     from util.compression import Compression
     from util.platform import Platform
 
-ReadConfiguration = Callable[[], Mapping[str, Any]]
-
-_IMAGE = re.compile(
-    r"(?P<namespace>[^/:@\s]+)/(?P<repository>[^:@\s]*[^/:@\s])"
-    r"(?::(?P<tag>[^:@/\s]+)|@(?P<digest>[a-z0-9+._-]+:[0-9a-f]+))?"
-)
 _WORKERS = range(2, 33)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageName:
-    """`NAMESPACE/REPOSITORY:TAG` or `NAMESPACE/REPOSITORY@DIGEST`; the tag is `latest` where neither is said."""
-
-    namespace: str
-    repository: str
-    reference: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.repository}{'@' if ':' in self.reference else ':'}{self.reference}"
-
-
-class Failed(click.ClickException):
-    """A problem, as one line."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(" ".join(str(problem).split()))
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"registry-verbs: {self.message}", file=file, err=True)
-
-
-class Misconfigured(Failed):
-    """A setting that is wrong: whoever calls must mend it first."""
-
-    exit_code = 2
-
-
-class Commands(click.Group):
-    """A group of commands whose problems become failures."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        from endpoints.settings import InvalidSetting
-
-        try:
-            return super().invoke(ctx)
-        except Problem as problem:
-            raise (Misconfigured if isinstance(problem, InvalidSetting) else Failed)(problem) from problem
-
-
-def _examples(*lines: str) -> str:
-    """Return help that shows `lines` as they are: a backspace keeps click from filling the paragraph."""
-    return "\b\nExamples:\n" + "".join(f"  {line}\n" for line in lines)
-
-
-def _image_name(_: click.Context, __: click.Parameter, value: str) -> ImageName:
-    match = _IMAGE.fullmatch(value)
-    if match is None:
-        raise click.BadParameter(f"{value!r} is not the name of an image; write NAMESPACE/REPOSITORY:TAG")
-    return ImageName(match["namespace"], match["repository"], match["tag"] or match["digest"] or "latest")
-
-
-def _platform(_: click.Context, __: click.Parameter, value: str | None) -> "Platform | None":
-    from util.platform import InvalidPlatform, Platform
-
-    try:
-        return None if value is None else Platform.parse(value)
-    except InvalidPlatform as problem:
-        raise click.BadParameter(str(problem)) from None
-
-
-def _compression(_: click.Context, __: click.Parameter, value: str | None) -> "Compression | None":
-    from util.compression import Compression
-
-    return None if value is None else Compression(value)
 
 
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=_examples(
+    epilog=examples(
         "registry-verbs import oci-archive:app.tar acme/app:1.0",
         "registry-verbs derive squash acme/app:1.0 | docker load",
         "registry-verbs serve --port 8080",
@@ -120,7 +53,7 @@ def cli() -> None:
 
 
 @cli.command(
-    epilog=_examples(
+    epilog=examples(
         "registry-verbs serve",
         "DB_URI=postgresql://quay@db/quay registry-verbs serve --host 0.0.0.0 --workers 8",
     )
@@ -148,7 +81,7 @@ def serve(read: ReadConfiguration, host: str, port: int, workers: int | None) ->
 
 @cli.command(
     "import",
-    epilog=_examples(
+    epilog=examples(
         "docker save -o app.tar acme/app:1.0",
         "registry-verbs import docker-archive:app.tar acme/app:1.0",
         "skopeo copy --all docker://alpine:3.20 oci-archive:alpine.tar",
@@ -156,7 +89,7 @@ def serve(read: ReadConfiguration, host: str, port: int, workers: int | None) ->
     ),
 )
 @click.argument("source")
-@click.argument("image", metavar="NAMESPACE/REPOSITORY:TAG", callback=_image_name)
+@click.argument("image", metavar="NAMESPACE/REPOSITORY:TAG", callback=image_name)
 @click.option("--private", is_flag=True, help="Make the repository private, if this import makes it.")
 @click.pass_obj
 def import_(read: ReadConfiguration, *, source: str, image: ImageName, private: bool) -> None:
@@ -170,7 +103,7 @@ def import_(read: ReadConfiguration, *, source: str, image: ImageName, private: 
 
     if ":" in image.reference:
         raise click.UsageError(f"an image is imported under a tag, not under a digest: {image}")
-    services = _services(read)
+    services = services_of(read)
     with progress(source, None) as advance:
         import_image(
             source,
@@ -187,20 +120,22 @@ def import_(read: ReadConfiguration, *, source: str, image: ImageName, private: 
 
 
 @cli.command(
-    epilog=_examples(
+    epilog=examples(
         "registry-verbs derive squash acme/app:1.0 | docker load",
         "registry-verbs derive rootfs acme/app:1.0 --platform linux/arm64 -o rootfs.tar",
         "registry-verbs derive aci acme/app@sha256:0123… -o .",
     )
 )
 @click.argument("verb")
-@click.argument("image", metavar="NAMESPACE/REPOSITORY:TAG", callback=_image_name)
+@click.argument("image", metavar="NAMESPACE/REPOSITORY:TAG", callback=image_name)
 @click.option("-o", "--output", default="-", metavar="FILE|DIR|-", help="Where to; - is stdout.  [default: -]")
-@click.option("--platform", callback=_platform, metavar="OS/ARCH[/VARIANT]", help="Of an image for several platforms.")
+@click.option(
+    "--platform", callback=platform_of, metavar="OS/ARCH[/VARIANT]", help="Of an image for several platforms."
+)
 @click.option(
     "--compression",
     type=click.Choice(["none", "gzip", "zstd"]),
-    callback=_compression,
+    callback=compression_of,
     help="What the image is wrapped in.  [default: what the format has]",
 )
 @click.pass_obj
@@ -224,8 +159,8 @@ def derive(
 
     if output == STDOUT and sys.stdout.isatty():
         raise click.UsageError("the image is binary and stdout is a terminal; say -o FILE, or pipe it")
-    signal.signal(signal.SIGTERM, _terminated)
-    deriver = Deriver(_services(read))
+    signal.signal(signal.SIGTERM, terminated)
+    deriver = Deriver(services_of(read))
     derived = deriver.resolve(Wish(verb, image.namespace, image.repository, image.reference, platform, compression))
     stream = deriver.stream(derived)
     try:
@@ -241,12 +176,7 @@ def derive(
         sys.exit(1)  # who read has had enough, and knows it
 
 
-def _terminated(number: int, _: object) -> NoReturn:
-    """Leave as if by an exception, so that nothing half-written stays."""
-    sys.exit(128 + number)
-
-
-@cli.command(epilog=_examples("registry-verbs formats"))
+@cli.command(epilog=examples("registry-verbs formats"))
 @click.pass_obj
 def formats(read: ReadConfiguration) -> None:
     """List the installed formats, each with a line to copy."""
@@ -259,12 +189,3 @@ def formats(read: ReadConfiguration) -> None:
         url = f"{settings.url_scheme}://{settings.server_hostname}/c1/{verb}/NAMESPACE/REPOSITORY/TAG"
         click.echo(f"{verb:{width}}  {formatter.summary}  [{formatter.media_type}]")
         click.echo(f"{'':{width}}  {formatter.usage.format(url=url)}")
-
-
-def _services(read: ReadConfiguration) -> "Services":
-    """Return services with the operator's own access: whoever can read database and storage may read all of it."""
-    from endpoints.access import everything
-    from endpoints.services import make_services
-    from endpoints.settings import Settings
-
-    return make_services(Settings.parse(read()), permission=everything)

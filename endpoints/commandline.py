@@ -1,0 +1,107 @@
+"""What the commands share: names of images, failures as one line, services with the operator's own access.
+
+The law: heavy modules are imported by the function that needs them, as in the commands themselves.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from util.problem import Problem
+
+if TYPE_CHECKING:
+    from endpoints.services import Services
+    from util.compression import Compression
+    from util.platform import Platform
+
+ReadConfiguration = Callable[[], Mapping[str, Any]]
+
+_IMAGE = re.compile(
+    r"(?P<namespace>[^/:@\s]+)/(?P<repository>[^:@\s]*[^/:@\s])"
+    r"(?::(?P<tag>[^:@/\s]+)|@(?P<digest>[a-z0-9+._-]+:[0-9a-f]+))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageName:
+    """`NAMESPACE/REPOSITORY:TAG` or `NAMESPACE/REPOSITORY@DIGEST`; the tag is `latest` where neither is said."""
+
+    namespace: str
+    repository: str
+    reference: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.repository}{'@' if ':' in self.reference else ':'}{self.reference}"
+
+
+class Failed(click.ClickException):
+    """A problem, as one line."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(" ".join(str(problem).split()))
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"registry-verbs: {self.message}", file=file, err=True)
+
+
+class Misconfigured(Failed):
+    """A setting that is wrong: whoever calls must mend it first."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """A group of commands whose problems become failures."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from endpoints.settings import InvalidSetting
+
+        try:
+            return super().invoke(ctx)
+        except Problem as problem:
+            raise (Misconfigured if isinstance(problem, InvalidSetting) else Failed)(problem) from problem
+
+
+def examples(*lines: str) -> str:
+    """Return help that shows `lines` as they are: a backspace keeps click from filling the paragraph."""
+    return "\b\nExamples:\n" + "".join(f"  {line}\n" for line in lines)
+
+
+def image_name(_: click.Context, __: click.Parameter, value: str) -> ImageName:
+    match = _IMAGE.fullmatch(value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not the name of an image; write NAMESPACE/REPOSITORY:TAG")
+    return ImageName(match["namespace"], match["repository"], match["tag"] or match["digest"] or "latest")
+
+
+def platform_of(_: click.Context, __: click.Parameter, value: str | None) -> "Platform | None":
+    from util.platform import InvalidPlatform, Platform
+
+    try:
+        return None if value is None else Platform.parse(value)
+    except InvalidPlatform as problem:
+        raise click.BadParameter(str(problem)) from None
+
+
+def compression_of(_: click.Context, __: click.Parameter, value: str | None) -> "Compression | None":
+    from util.compression import Compression
+
+    return None if value is None else Compression(value)
+
+
+def terminated(number: int, _: object) -> NoReturn:
+    """Leave as if by an exception, so that nothing half-written stays."""
+    sys.exit(128 + number)
+
+
+def services_of(read: ReadConfiguration) -> "Services":
+    """Return services with the operator's own access: whoever can read database and storage may read all of it."""
+    from endpoints.access import everything
+    from endpoints.services import make_services
+    from endpoints.settings import Settings
+
+    return make_services(Settings.parse(read()), permission=everything)
