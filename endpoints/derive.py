@@ -21,7 +21,7 @@ from data.registry import BlobLocation
 from data.storage.base import BlobNotFound
 from endpoints.image import BlobNotRegistered, ImageFinder, Layer
 from endpoints.services import Services
-from endpoints.streams import Chunks, kept, read_through, started
+from endpoints.streams import Stream, kept, read_through, started
 from formats.tarimageformatter import SourceImage, TarImageFormatter
 from util.compression import Compression, compressed, compression_revision
 from util.layerindex import LayerIndex
@@ -102,14 +102,6 @@ class DerivedImage:
 
     def __str__(self) -> str:
         return f"{self.formatter.verb} of {self.source.namespace}/{self.source.repository}:{self.source.tag}"
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """The bytes of a derived image. Whoever gets it closes `chunks`. `size` is None where only the end will tell."""
-
-    chunks: Chunks
-    size: int | None
 
 
 class Deriver:

@@ -7,6 +7,7 @@ kept in storage is a whole image or nothing.
 import logging
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from data.storage.base import BlobWriter, Storage
 from util.digest import Readable
@@ -15,6 +16,15 @@ from util.problem import Damaged
 log = logging.getLogger(__name__)
 
 Chunks = Generator[bytes, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The bytes of a derived image. Whoever gets it closes `chunks`. `size` is None where only the end will tell."""
+
+    chunks: Chunks
+    size: int | None
+
 
 HEADSTART = 64 << 10
 """Bytes pulled before an answer begins. More than the first bytes of any format, so that a layer has been opened."""

@@ -13,8 +13,9 @@ from werkzeug.http import quote_etag
 from werkzeug.wrappers import Response as AnyResponse
 
 from endpoints import answers
-from endpoints.derive import DerivedImage, Deriver, Stream, Wish
+from endpoints.derive import DerivedImage, Deriver, Wish
 from endpoints.services import Services
+from endpoints.streams import Stream
 from endpoints.wire import whole_or_cut
 from formats.aci import platform_of_appc
 from util.compression import Compression
