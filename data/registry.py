@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVarTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, exists, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, or_, select
 
 from data.database import (
     MARKED_FOR_DELETION,
@@ -70,6 +70,26 @@ class RepositoryInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RepositoryName:
+    """A repository in a listing. `id` grows with each that is made."""
+
+    id: int
+    namespace: str
+    repository: str
+
+
+@dataclass(frozen=True, slots=True)
+class TagEvent:
+    """A tag that appeared or moved at `at_ms`. `id` grows with each, though two may become visible out of order."""
+
+    id: int
+    namespace: str
+    repository: str
+    tag: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class TagManifest:
     """A manifest as it was pushed."""
 
@@ -106,6 +126,15 @@ class Registry(Protocol):
 
     def tags(self, namespace: str, repository: str) -> tuple[str, ...]:
         """Return the names of the tags that are alive, in order. Raises RepositoryNotFound."""
+
+    def repositories(self, *, namespace: str | None = None, after: int = 0, limit: int = 1000) -> list[RepositoryName]:
+        """Return the first `limit` repositories of images whose id is above `after`; disabled namespaces have none."""
+
+    def tag_events(self, *, after: int, limit: int = 1000) -> list[TagEvent]:
+        """Return the first `limit` tags that came after the id `after` and are alive, in repositories of images."""
+
+    def last_tag_event(self) -> int:
+        """Return the highest id that a tag has had, 0 where there was none."""
 
 
 class SqlRegistry:
@@ -203,6 +232,35 @@ class SqlRegistry:
         with self._engine.connect() as connection:
             return tuple(sorted(connection.scalars(query)))
 
+    def repositories(self, *, namespace: str | None = None, after: int = 0, limit: int = 1000) -> list[RepositoryName]:
+        columns = select(Repository.id, User.username, Repository.name)
+        query = _images(columns.select_from(User).join(Repository, Repository.namespace_user_id == User.id))
+        query = query.where(Repository.id > after).order_by(Repository.id).limit(limit)
+        if namespace is not None:
+            if not _storable(namespace):
+                return []
+            query = query.where(User.username == namespace)
+        with self._engine.connect() as connection:
+            return [RepositoryName(*row) for row in connection.execute(query)]
+
+    def tag_events(self, *, after: int, limit: int = 1000) -> list[TagEvent]:
+        # By the id, which has an index: a Quay has none on the time, and many millions of tags.
+        query = _images(
+            select(Tag.id, User.username, Repository.name, Tag.name, Tag.lifetime_start_ms)
+            .select_from(Tag)
+            .join(Repository, Repository.id == Tag.repository_id)
+            .join(User, User.id == Repository.namespace_user_id)
+            .where(Tag.id > after, _alive(now_ms()))
+            .order_by(Tag.id)
+            .limit(limit)
+        )
+        with self._engine.connect() as connection:
+            return [TagEvent(*row) for row in connection.execute(query)]
+
+    def last_tag_event(self) -> int:
+        with self._engine.connect() as connection:
+            return connection.scalar(select(func.max(Tag.id))) or 0
+
 
 def content_path(digest: Digest) -> str:
     """Return where storage holds the blob that `digest` names."""
@@ -214,6 +272,13 @@ def _in_repository(query: Select[*Columns], namespace: str, name: str) -> Select
         query.select_from(User)
         .join(Repository, Repository.namespace_user_id == User.id)
         .where(User.username == namespace, Repository.name == name, Repository.state != MARKED_FOR_DELETION)
+    )
+
+
+def _images(query: Select[*Columns]) -> Select[*Columns]:
+    """Narrow `query` to repositories whose images can be had."""
+    return query.join(RepositoryKind, RepositoryKind.id == Repository.kind_id).where(
+        RepositoryKind.name == "image", Repository.state != MARKED_FOR_DELETION, User.enabled.is_(True)
     )
 
 

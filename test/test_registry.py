@@ -380,6 +380,48 @@ def test_what_is_not_found_is_missing() -> None:
     assert kinds == {"NAME_UNKNOWN", "TAG_UNKNOWN", "MANIFEST_UNKNOWN"}
 
 
+# --- Listings ---------------------------------------------------------------------------------------------------------
+
+
+def test_repositories_come_page_by_page(rows: Rows, registry: Registry) -> None:
+    for name in ("acme/one", "acme/two", "other/three", "acme/deep/four"):
+        rows.repository(name)
+    first = registry.repositories(limit=3)
+    second = registry.repositories(after=first[-1].id, limit=3)
+    names = [f"{each.namespace}/{each.repository}" for each in (*first, *second)]
+    assert names == ["acme/one", "acme/two", "other/three", "acme/deep/four"]
+    assert [each.repository for each in registry.repositories(namespace="other")] == ["three"]
+    assert registry.repositories(namespace="nobody") == registry.repositories(namespace="nul\0") == []
+
+
+def test_only_repositories_with_images_to_be_had_are_listed(rows: Rows, registry: Registry) -> None:
+    rows.repository("acme/app")
+    rows.repository("acme/gone", state=db.MARKED_FOR_DELETION)
+    rows.repository("acme/chart", kind="application")
+    disabled = rows.repository("shut/app")
+    rows.change(db.User, 2, enabled=False)
+    rows.tag(disabled, "1.0", rows.manifest(disabled, "{}"))
+    assert [each.repository for each in registry.repositories()] == ["app"]
+    assert registry.tag_events(after=0) == []
+
+
+def test_a_tag_that_appears_or_moves_is_an_event(rows: Rows, registry: Registry) -> None:
+    assert registry.last_tag_event() == 0
+    repository = rows.repository("acme/app")
+    manifest = rows.manifest(repository, "{}")
+    first = rows.tag(repository, "1.0", manifest, lifetime_start_ms=1000)
+    assert registry.last_tag_event() == first
+    (event,) = registry.tag_events(after=0)
+    assert (event.id, event.namespace, event.repository, event.tag, event.at_ms) == (first, "acme", "app", "1.0", 1000)
+    rows.change(db.Tag, first, lifetime_end_ms=2000)
+    moved = rows.tag(repository, "1.0", manifest, lifetime_start_ms=2000)
+    assert [event.id for event in registry.tag_events(after=0)] == [moved]
+    rows.tag(repository, "temporary", manifest, hidden=True)
+    later = [rows.tag(repository, f"2.{at}", manifest) for at in range(5)]
+    assert [event.id for event in registry.tag_events(after=moved, limit=2)] == later[:2]
+    assert [event.id for event in registry.tag_events(after=later[1])] == later[2:]
+
+
 # --- What it costs ----------------------------------------------------------------------------------------------------
 
 
@@ -422,6 +464,9 @@ def asked(registry: Registry, digests: list[Digest]) -> list[tuple[Callable[[], 
         (absent, 2),
         (lambda: registry.blobs("acme", "app", digests), 1),
         (lambda: registry.tags("acme", "app"), 2),
+        (registry.repositories, 1),
+        (lambda: registry.tag_events(after=0), 1),
+        (registry.last_tag_event, 1),
     ]
 
 
