@@ -125,3 +125,116 @@ def test_a_blob_that_is_replaced_while_it_is_read_is_read_to_its_own_end(tmp_pat
 
 def test_a_folder_has_no_urls(tmp_path: Path) -> None:
     assert LocalStorage(tmp_path).direct_download_url(PATH, seconds=60) is None
+
+
+def test_a_commit_is_told_when_its_part_was_taken_away(tmp_path: Path) -> None:
+    with LocalStorage(tmp_path).create("a/blob") as writer:
+        writer.write(b"x")
+        assert writer.growing is not None
+        os.unlink(writer.growing)
+        with pytest.raises(StorageUnavailable, match="the part or the folder of a/blob was taken away"):
+            writer.commit()
+
+
+def test_a_commit_makes_the_folder_again_that_a_delete_took_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+    folder = tmp_path / "a/b"
+
+    def replacing(part: str, place: str) -> None:
+        monkeypatch.undo()
+        os.rmdir(folder)
+        replace(part, place)
+
+    monkeypatch.setattr(os, "replace", replacing)
+    with LocalStorage(tmp_path).create("a/b/blob") as writer:
+        writer.commit()
+    assert (folder / "blob").is_file()
+
+
+def test_a_blob_that_is_deleted_as_soon_as_it_is_there_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+    storage = LocalStorage(tmp_path)
+
+    def replacing(part: str, place: str) -> None:
+        replace(part, place)
+        storage.delete("a/b/blob")
+
+    monkeypatch.setattr(os, "replace", replacing)
+    with storage.create("a/b/blob") as writer:
+        writer.commit()
+    assert not (tmp_path / "a").exists()
+
+
+def test_emptied_folders_go_with_the_last_blob_and_the_root_stays(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "root")
+    for path in ("a/b/c/one", "a/two"):
+        with storage.create(path) as writer:
+            writer.commit()
+    storage.delete("a/b/c/one")
+    assert sorted(os.listdir(tmp_path / "root/a")) == ["two"]
+    storage.delete("a/two")
+    assert sorted(os.listdir(tmp_path / "root")) == [".parts"]
+
+
+def test_a_write_that_takes_part_of_a_chunk_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Short:
+        """A disk that takes three bytes at a time."""
+
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        def write(self, chunk: memoryview) -> int:
+            taken: int = self._stream.write(chunk[:3])
+            return taken
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._stream, name)
+
+    with LocalStorage(tmp_path).create("blob") as writer:
+        monkeypatch.setattr(writer, "_stream", Short(writer._stream))  # type: ignore[attr-defined]
+        writer.write(b"0123456789")
+        writer.commit()
+    assert (tmp_path / "blob").read_bytes() == b"0123456789"
+
+
+def test_a_list_does_not_leave_the_root_nor_tell_of_what_is_no_blob(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_bytes(b"x")
+    root = tmp_path / "root"
+    (root / "verbs/.hidden").mkdir(parents=True)
+    (root / "verbs/.hidden/x").write_bytes(b"x")
+    (root / "verbs/.x").write_bytes(b"x")
+    (root / "verbs/blob").write_bytes(b"x")
+    (root / "verbs/link").symlink_to(outside)
+    (root / "verbs/file").symlink_to(outside / "precious")
+    os.mkfifo(root / "verbs/pipe")
+    assert [blob.path for blob in LocalStorage(root).list("verbs")] == ["verbs/blob"]
+
+
+def test_a_blob_that_goes_while_it_is_listed_is_passed_over(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    for name in "abc":
+        with storage.create(f"verbs/{name}/x") as writer:
+            writer.commit()
+        with storage.create(f"verbs/{name}/y") as writer:
+            writer.commit()
+    listing = storage.list("verbs")
+    first = next(listing)
+    for name in "abc":
+        for blob in "xy":
+            storage.delete(f"verbs/{name}/{blob}")
+    assert [first, *listing] == [first]
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "scandir", refusing(errno.EACCES))
+    storage = LocalStorage(tmp_path)
+    with pytest.raises(StorageUnavailable, match="cannot be used for verbs: Permission denied"):
+        list(storage.list("verbs"))
+    with pytest.raises(StorageUnavailable, match="Permission denied"):
+        storage.sweep(older_than=0)

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +165,60 @@ def test_a_part_that_fails_gives_back_what_was_sent(
         writer.write(bytes(300 << 10))
         assert back_door.leftovers() == [f"datastorage/registry/{PATH}"]
         storage._client.meta.events.register("before-send.s3.UploadPart", _refused)
-        with pytest.raises(
+        with pytest.raises(  # noqa: PT012 a part goes up behind the write that filled it
             StorageUnavailable, match="S3 refuses UploadPart of sha256/ab/abcdef: AccessDenied, not you"
         ):
-            writer.write(bytes(300 << 10))
+            for _ in range(s3.PARTS_AHEAD + 2):
+                writer.write(bytes(300 << 10))
     assert back_door.leftovers() == []
     assert back_door.get(PATH) is None
+
+
+def test_the_last_part_that_fails_is_no_blob(storage: S3Storage, back_door: Bucket) -> None:
+    storage._client.meta.events.register("before-send.s3.UploadPart", _refused)
+    with pytest.raises(StorageUnavailable, match="AccessDenied"), storage.create(PATH) as writer:  # noqa: PT012
+        writer.write(bytes(300 << 10))
+        writer.commit()
+    assert back_door.leftovers() == []
+    assert back_door.get(PATH) is None
+
+
+def test_a_part_that_fails_is_sent_again(storage: S3Storage, back_door: Bucket) -> None:
+    answers = iter([_failed, _failed])
+    sent = 0
+
+    def send(request: Any, **_: object) -> Any:
+        nonlocal sent
+        sent += 1
+        answer = next(answers, None)
+        return answer(request) if answer else None
+
+    storage._client.meta.events.register("before-send.s3.UploadPart", send)
+    content = random.Random(0).randbytes(600 << 10)
+    with storage.create(PATH) as writer:
+        writer.write(content)
+        writer.commit()
+    assert sent == 3 + 2
+    assert back_door.get(PATH) == content
+
+
+def test_parts_go_up_side_by_side_in_bounded_memory(storage: S3Storage, back_door: Bucket) -> None:
+    together = threading.Barrier(s3.PARTS_AHEAD, timeout=10)
+
+    def send(**_: object) -> None:
+        together.wait()
+
+    storage._client.meta.events.register("before-send.s3.UploadPart", send)
+    content = random.Random(0).randbytes(3 * s3.PARTS_AHEAD * (256 << 10))
+    held = 0
+    with storage.create(PATH) as writer:
+        assert isinstance(writer, s3._S3Writer)
+        for start in range(0, len(content), 100_000):
+            writer.write(content[start : start + 100_000])
+            held = max(held, len(writer._pending) + sum(size for _, size in writer._sending))
+        writer.commit()
+    assert (s3.PARTS_AHEAD << 18) < held <= (s3.PARTS_AHEAD + 1) << 18
+    assert back_door.get(PATH) == content
 
 
 def test_an_abort_that_fails_hides_no_other_error(
@@ -192,6 +241,12 @@ def _refused(request: Any, **_: object) -> Any:
             yield b"<Error><Code>AccessDenied</Code><Message>not you</Message></Error>"
 
     return AWSResponse(request.url, 403, {}, Raw())  # type: ignore[arg-type]
+
+
+def _failed(request: Any) -> Any:
+    answer = _refused(request)
+    answer.status_code = 503
+    return answer
 
 
 @pytest.mark.parametrize(("encrypt", "expected"), [(True, "AES256"), (False, None)])
@@ -374,6 +429,81 @@ def test_a_refusal_is_no_absent_blob(storage: S3Storage) -> None:
     storage._client.meta.events.register("before-send.s3.GetObject", _refused)
     with pytest.raises(StorageUnavailable, match="AccessDenied, not you"):
         storage.open(PATH)
+
+
+# --- Listing and sweeping ---------------------------------------------------------------------------------------------
+
+
+def test_a_long_folder_is_listed_page_by_page(storage: S3Storage, back_door: Bucket) -> None:
+    def few(params: dict[str, Any], **_: object) -> None:
+        params["MaxKeys"] = 3
+
+    storage._client.meta.events.register("provide-client-params.s3.ListObjectsV2", few)
+    made = calls(storage)
+    for number in range(8):
+        back_door.put(f"verbs/{number}", b"x")
+    assert sorted(blob.path for blob in storage.list("verbs")) == [f"verbs/{number}" for number in range(8)]
+    assert made == ["ListObjectsV2"] * 3
+
+
+def test_a_folder_that_a_console_made_is_no_blob(storage: S3Storage, back_door: Bucket) -> None:
+    back_door.put("verbs/", b"")
+    back_door.put("verbs/a/", b"")
+    back_door.put("verbs/a/b", b"x")
+    assert [blob.path for blob in storage.list("verbs")] == ["verbs/a/b"]
+
+
+def test_a_list_that_is_refused_is_told(storage: S3Storage) -> None:
+    storage._client.meta.events.register("before-send.s3.ListObjectsV2", _refused)
+    with pytest.raises(StorageUnavailable, match="S3 refuses ListObjectsV2 of verbs: AccessDenied, not you"):
+        list(storage.list("verbs"))
+
+
+def test_uploads_of_others_are_not_swept(storage: S3Storage, back_door: Bucket) -> None:
+    with storage.create("uploads/x") as theirs:
+        theirs.write(bytes(300 << 10))
+        assert storage.sweep(older_than=-60) == 0
+        assert back_door.leftovers() == ["datastorage/registry/uploads/x"]
+
+
+def test_an_old_upload_that_still_grows_is_not_swept(storage: S3Storage, back_door: Bucket) -> None:
+    def aged(parsed: Any, **_: object) -> None:
+        for upload in parsed.get("Uploads", []):
+            upload["Initiated"] -= timedelta(days=2)
+
+    storage._client.meta.events.register("after-call.s3.ListMultipartUploads", aged)
+    with storage.create("verbs/x") as writer:
+        assert isinstance(writer, s3._S3Writer)
+        writer.write(bytes(300 << 10))
+        writer._wait(0)
+        assert storage.sweep(older_than=3600) == 0
+        assert back_door.leftovers() == ["datastorage/registry/verbs/x"]
+        writer.commit()
+
+
+@pytest.mark.parametrize(("call", "found"), [("ListParts", 0), ("AbortMultipartUpload", 1)])
+def test_an_upload_that_ends_while_it_is_swept_is_a_blob(
+    storage: S3Storage, back_door: Bucket, call: str, found: int
+) -> None:
+    writer = storage.create("verbs/x")
+    writer.write(bytes(300 << 10))
+
+    def commit(**_: object) -> None:
+        writer.commit()
+
+    storage._client.meta.events.register(f"before-call.s3.{call}", commit)
+    assert storage.sweep(older_than=-60) == found
+    assert back_door.get("verbs/x") == bytes(300 << 10)
+
+
+@pytest.mark.parametrize("call", ["AbortMultipartUpload", "ListParts", "ListMultipartUploads"])
+def test_a_sweep_that_is_refused_is_told(storage: S3Storage, call: str) -> None:
+    with storage.create("verbs/x") as writer:
+        writer.write(bytes(300 << 10))
+        storage._client.meta.events.register(f"before-send.s3.{call}", _refused)
+        with pytest.raises(StorageUnavailable, match="AccessDenied"):
+            storage.sweep(older_than=-60)
+        storage._client.meta.events.unregister(f"before-send.s3.{call}", _refused)
 
 
 # --- How it is reached ------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ errors of their world into the two below, once.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +16,10 @@ from util.problem import Damaged, Problem
 
 COPY_SIZE = 1 << 20
 """Bytes that are moved at a time where a whole blob is read."""
+
+
+OWN = "verbs"
+"""The folder of the blobs that we make and may delete; everything beside it is the registry's."""
 
 
 class BlobNotFound(Damaged):
@@ -41,6 +47,15 @@ def checked_path(path: str) -> str:
     return path
 
 
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A blob as a listing tells of it. `modified_ms` is when it was committed, by the storage's clock since 1970."""
+
+    path: str
+    size: int
+    modified_ms: int
+
+
 class BlobWriter(ABC):
     """A blob that is being written. Leaving the `with` block without a commit aborts.
 
@@ -48,6 +63,15 @@ class BlobWriter(ABC):
     """
 
     _ended = False
+
+    @property
+    def growing(self) -> str | None:
+        """The file of this machine that holds every byte written so far, None where the driver has no such file.
+
+        It may be read, and linked elsewhere, while it grows and for as long as it is held open; commit and abort take
+        the name away.
+        """
+        return None
 
     def write(self, chunk: bytes) -> None:
         """Append `chunk`. Raises StorageUnavailable; the writer is then good for an abort only."""
@@ -115,6 +139,29 @@ class Storage(ABC):
     def delete(self, path: str) -> None:
         """Make sure that there is no blob at `path`. Idempotent."""
 
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[StoredBlob]:
+        """Iterate over the blobs under the folder `prefix`, in no certain order; a `/` at its end changes nothing.
+
+        A blob that comes or goes meanwhile may be told or not. The iterator raises StorageUnavailable.
+        """
+
+    @abstractmethod
+    def sweep(self, *, older_than: float, dry_run: bool = False) -> int:
+        """Remove what writers left behind that died before commit and abort. Return how many there were.
+
+        Left behind is what nothing was written to for `older_than` seconds. Only blobs under OWN are looked at where
+        the storage is not ours alone. With `dry_run` all stays as it is.
+        """
+
+    def local_path(self, path: str) -> str | None:
+        """Return the file that is the blob at `path`, None where the driver has no files.
+
+        Whether there is a blob is not looked at.
+        """
+        checked_path(path)
+        return None
+
     def direct_download_url(
         self,
         path: str,
@@ -129,6 +176,11 @@ class Storage(ABC):
         not looked at.
         """
         return None
+
+
+def checked_folder(prefix: str) -> str:
+    """Return `prefix` without a `/` at its end. Raises InvalidBlobPath where it is no folder of blobs."""
+    return checked_path(prefix.removesuffix("/"))
 
 
 def check_range(offset: int, length: int | None) -> None:

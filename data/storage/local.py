@@ -1,7 +1,8 @@
 """Blobs in a folder of this machine.
 
 The law: a blob is written beside the others, under `.parts/` where no path leads, brought to the disk, and renamed into
-its place; a power cut leaves the old blob or the new one. A part that a killed process left behind is removed by the
+its place; a power cut leaves the old blob or the new one. Each byte of a part is in the file as soon as it is written,
+so that it can be read from there while it grows. A part that a killed process left behind is removed by the
 first writer that finds it a day old.
 """
 
@@ -13,11 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from data.storage.base import BlobNotFound, BlobWriter, Storage, StorageUnavailable, check_range, checked_path
+from data.storage.base import (
+    BlobNotFound,
+    BlobWriter,
+    Storage,
+    StorageUnavailable,
+    StoredBlob,
+    check_range,
+    checked_folder,
+    checked_path,
+)
 from util.digest import Readable
 
 _PARTS = ".parts"
 _STALE = 24 * 3600  # seconds; a writer that lives touches its part with every chunk
+_COMMITS = 50  # tries, where somebody removes the emptied folder that a blob is on its way to
 
 
 class LocalStorage(Storage):
@@ -48,12 +59,45 @@ class LocalStorage(Storage):
             os.makedirs(parts, exist_ok=True)
             if not self._swept:
                 self._swept = True
-                _sweep(parts)
+                _sweep(parts, _STALE, dry_run=False)
             return _LocalWriter(os.path.join(parts, uuid.uuid4().hex), place, path)
 
     def delete(self, path: str) -> None:
+        place = self._place(path)
         with contextlib.suppress(BlobNotFound), _translated(path):
-            os.unlink(self._place(path))
+            os.unlink(place)
+            with contextlib.suppress(OSError):  # a folder that is not empty stays
+                while (place := os.path.dirname(place)) != self._root:
+                    os.rmdir(place)
+
+    def list(self, prefix: str) -> Iterator[StoredBlob]:
+        return self._under(checked_folder(prefix))
+
+    def sweep(self, *, older_than: float, dry_run: bool = False) -> int:
+        with _translated(_PARTS):
+            return _sweep(os.path.join(self._root, _PARTS), older_than, dry_run=dry_run)
+
+    def local_path(self, path: str) -> str | None:
+        return self._place(path)
+
+    def _under(self, folder: str) -> Iterator[StoredBlob]:
+        try:
+            with _translated(folder), os.scandir(os.path.join(self._root, folder)) as scan:
+                entries = [entry for entry in scan if not entry.name.startswith(".")]
+        except BlobNotFound:  # also a folder that was emptied and removed since it was found
+            return
+        for entry in entries:
+            path = f"{folder}/{entry.name}"
+            # A link may lead out of the root, and what is found is going to be deleted.
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._under(path)
+            elif entry.is_file(follow_symlinks=False):
+                try:
+                    with _translated(path):
+                        found = entry.stat(follow_symlinks=False)
+                except BlobNotFound:
+                    continue
+                yield StoredBlob(path, found.st_size, found.st_mtime_ns // 1_000_000)
 
     def _place(self, path: str) -> str:
         return os.path.join(self._root, *checked_path(path).split("/"))
@@ -85,24 +129,40 @@ class _LocalReader:
 class _LocalWriter(BlobWriter):
     def __init__(self, part: str, place: str, path: str) -> None:
         self._part, self._place, self._path = part, place, path
-        self._stream = open(part, "xb")  # noqa: SIM115 commit and abort close it
+        self._stream = open(part, "xb", buffering=0)  # noqa: SIM115 commit and abort close it
+
+    @property
+    def growing(self) -> str | None:
+        return self._part
 
     def _write(self, chunk: bytes) -> None:
-        with _translated(self._path):
-            self._stream.write(chunk)
+        with _translated(self._path), memoryview(chunk) as rest:
+            written = 0
+            while written < len(rest):
+                written += self._stream.write(rest[written:])
 
     def _commit(self) -> None:
         with _translated(self._path):
-            self._stream.flush()
             os.fsync(self._stream.fileno())
             self._stream.close()
-            changed = _make_folder(os.path.dirname(self._place))
-            os.replace(self._part, self._place)
-            for folder in changed:
-                _sync_folder(folder)
+            for folder in self._rename():
+                with contextlib.suppress(FileNotFoundError):  # the blob is deleted already, and the folder with it
+                    _sync_folder(folder)
+
+    def _rename(self) -> list[str]:
+        """Bring the part to its place, and return the folders whose content that changed."""
+        error: OSError | None = None
+        for _ in range(_COMMITS):
+            try:
+                changed = _make_folder(os.path.dirname(self._place))
+                os.replace(self._part, self._place)
+                return changed
+            except (FileNotFoundError, FileExistsError) as caught:
+                error = caught
+        raise StorageUnavailable(f"the part or the folder of {self._path} was taken away: {error}") from error
 
     def _abort(self) -> None:
-        with contextlib.suppress(OSError):  # closing writes what is buffered, for which there may be no room
+        with contextlib.suppress(OSError):  # some file systems tell of a full disk here
             self._stream.close()
         with contextlib.suppress(OSError):
             os.unlink(self._part)
@@ -136,8 +196,13 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def _sweep(parts: str) -> None:
-    for part in os.scandir(parts):
-        with contextlib.suppress(FileNotFoundError):
-            if part.stat().st_mtime < time.time() - _STALE:
-                os.unlink(part)
+def _sweep(parts: str, older_than: float, *, dry_run: bool) -> int:
+    found = 0
+    with contextlib.suppress(FileNotFoundError), os.scandir(parts) as scan:
+        for part in scan:
+            with contextlib.suppress(FileNotFoundError):
+                if part.stat().st_mtime <= time.time() - older_than:
+                    if not dry_run:
+                        os.unlink(part)
+                    found += 1
+    return found

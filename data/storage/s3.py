@@ -1,15 +1,18 @@
 """Blobs in an S3 bucket: AWS, MinIO, Ceph's RADOS gateway, Google's interoperable interface.
 
-The law: memory does not grow with a blob. What is written goes up in parts, or by one request where it is small; it
-becomes a blob with the last request, and is given back where that does not come. What is read comes in one request,
-and where the connection breaks, the next one goes on at the byte where it broke, of the same object or not at all.
-The library's errors are translated here, once. It takes half a second to import, so this module is imported only where
-a storage of its kind is configured.
+The law: memory does not grow with a blob. What is written goes up in parts, a few side by side, or by one request where
+it is small; it becomes a blob with the last request, and is given back where that does not come. What is read comes in
+one request, and where the connection breaks, the next one goes on at the byte where it broke, of the same object or not
+at all. The library's errors are translated here, once. It takes half a second to import, so this module is imported
+only where a storage of its kind is configured.
 """
 
 import contextlib
 import logging
+import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -20,22 +23,38 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
 from urllib3.exceptions import HTTPError
 
-from data.storage.base import BlobNotFound, BlobWriter, Storage, StorageUnavailable, check_range, checked_path
+from data.storage.base import (
+    OWN,
+    BlobNotFound,
+    BlobWriter,
+    InvalidBlobPath,
+    Storage,
+    StorageUnavailable,
+    StoredBlob,
+    check_range,
+    checked_folder,
+    checked_path,
+)
 from util.digest import Readable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import MultipartUploadTypeDef
 
 log = logging.getLogger(__name__)
 
 PART_SIZE = 8 << 20
-"""Bytes of one part, and what a writer holds in memory."""
+"""Bytes of one part."""
+
+PARTS_AHEAD = 3
+"""Parts that are on their way up while the next one is filled. A writer holds that many and one more in memory."""
 
 MIN_PART_SIZE = 5 << 20  # S3 takes smaller parts at the end only
 _GROWTH = 1000  # after each so many parts they become larger by one size, so that S3's 10,000 make 400 GiB and not 80
 _ATTEMPTS = 5
 _RESUMPTIONS = 5  # in a row without one byte between them
 _NOT_FOUND = {"NoSuchKey", "404", "NotFound"}
+_NO_UPLOAD = "NoSuchUpload"
 _RANGE = {"InvalidRange", "416"}
 
 
@@ -104,6 +123,25 @@ class S3Storage(Storage):
         with contextlib.suppress(BlobNotFound), _translated(path):
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
+    def list(self, prefix: str) -> Iterator[StoredBlob]:
+        return self._under(checked_folder(prefix))
+
+    def sweep(self, *, older_than: float, dry_run: bool = False) -> int:
+        """Give back the parts of uploads that nobody goes on with.
+
+        MinIO lists no uploads by folder, and removes old ones by itself; 0 then.
+        """
+        found, since = 0, time.time() - older_than
+        pages = self._client.get_paginator("list_multipart_uploads")
+        with _translated(f"uploads under {OWN}/"):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._key(OWN)}/"):
+                for upload in page.get("Uploads", []):
+                    if upload["Initiated"].timestamp() <= since and self._is_stale(upload, since):
+                        if not dry_run:
+                            self._give_back(upload)
+                        found += 1
+        return found
+
     def direct_download_url(
         self, path: str, *, seconds: int, file_name: str | None = None, media_type: str | None = None
     ) -> str | None:
@@ -122,6 +160,38 @@ class S3Storage(Storage):
             raise StorageUnavailable(f"{path} became shorter while it was read")
         body: StreamingBody = answer["Body"]
         return body
+
+    def _under(self, folder: str) -> Iterator[StoredBlob]:
+        key = f"{self._key(folder)}/"
+        pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=key))
+        while True:
+            with _translated(folder):
+                page = next(pages, None)
+            if page is None:
+                return
+            for item in page.get("Contents", []):
+                with contextlib.suppress(InvalidBlobPath):  # what a console or a mounted bucket takes for a folder
+                    path = checked_path(f"{folder}/{item['Key'].removeprefix(key)}")
+                    yield StoredBlob(path, item["Size"], int(item["LastModified"].timestamp() * 1000))
+
+    def _give_back(self, upload: "MultipartUploadTypeDef") -> None:
+        try:
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        except ClientError as error:
+            if _code(error) != _NO_UPLOAD:
+                raise
+
+    def _is_stale(self, upload: "MultipartUploadTypeDef", since: float) -> bool:
+        """Return whether the last part of `upload` came before `since`; False where the upload is gone by now."""
+        pages = self._client.get_paginator("list_parts").paginate(
+            Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+        )
+        try:
+            return all(part["LastModified"].timestamp() <= since for page in pages for part in page.get("Parts", []))
+        except ClientError as error:
+            if _code(error) == _NO_UPLOAD:
+                return False
+            raise
 
     def _get(self, path: str, key: str, offset: int, end: int | None, etag: str | None = None) -> Any:
         """Return S3's answer, None where `offset` is not before the object's end."""
@@ -199,13 +269,15 @@ class _S3Writer(BlobWriter):
         self._client, self._path, self._object, self._part_size, self._more = client, path, target, part_size, more
         self._pending = bytearray()
         self._upload_id: str | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._sending: deque[tuple[Future[dict[str, Any]], int]] = deque()
         self._parts: list[dict[str, Any]] = []
 
     def _write(self, chunk: bytes) -> None:
         self._pending += chunk
-        while len(self._pending) > (size := self._part_size * (1 + len(self._parts) // _GROWTH)):
+        while len(self._pending) > (size := self._part_size * (1 + self._count() // _GROWTH)):
             with memoryview(self._pending) as view:
-                self._put_part(bytes(view[:size]))
+                self._send(bytes(view[:size]))
             del self._pending[:size]
 
     def _commit(self) -> None:
@@ -213,29 +285,63 @@ class _S3Writer(BlobWriter):
             with _translated(self._path):
                 self._client.put_object(**self._object, **self._more, Body=bytes(self._pending))
             return
-        self._put_part(bytes(self._pending))
+        self._send(bytes(self._pending))
+        self._pending.clear()
+        self._wait(0)
         with _translated(self._path):
             self._client.complete_multipart_upload(
                 **self._object,
                 UploadId=self._upload_id,
                 MultipartUpload={"Parts": self._parts},  # type: ignore[typeddict-item]
             )
+        self._stop()
 
     def _abort(self) -> None:
         self._pending.clear()
+        self._stop()  # a part that arrived after the upload was given back would stay for good
         if self._upload_id is not None:
             try:
                 self._client.abort_multipart_upload(**self._object, UploadId=self._upload_id)
             except (ClientError, BotoCoreError) as error:
-                log.warning("the parts of %s stay in the bucket until its rules remove them: %s", self._path, error)
+                if isinstance(error, ClientError) and _code(error) == _NO_UPLOAD:
+                    return
+                log.warning("the parts of %s stay in the bucket until they are swept: %s", self._path, error)
 
-    def _put_part(self, content: bytes) -> None:
-        number = len(self._parts) + 1
-        with _translated(self._path):
-            if self._upload_id is None:
+    def _count(self) -> int:
+        return len(self._parts) + len(self._sending)
+
+    def _send(self, content: bytes) -> None:
+        """Send the next part as soon as there is room. Raises what went wrong with one before it."""
+        if self._upload_id is None:
+            with _translated(self._path):
                 self._upload_id = self._client.create_multipart_upload(**self._object, **self._more)["UploadId"]
-            answer = self._client.upload_part(**self._object, UploadId=self._upload_id, PartNumber=number, Body=content)
-        self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        self._wait(PARTS_AHEAD * self._part_size - len(content))
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(PARTS_AHEAD, thread_name_prefix="upload")
+        self._sending.append((self._threads.submit(self._put, self._count() + 1, content), len(content)))
+
+    def _put(self, number: int, content: bytes) -> dict[str, Any]:
+        with _translated(self._path):
+            answer = self._client.upload_part(
+                **self._object, UploadId=self._upload_id or "", PartNumber=number, Body=content
+            )
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    def _wait(self, room: int) -> None:
+        """Wait until no more than `room` bytes are on their way, or none at all. Raises what went wrong with any."""
+        for future, _ in self._sending:
+            if future.done():
+                future.result()
+        while self._sending and sum(size for _, size in self._sending) > max(room, 0):
+            future, _ = self._sending[0]
+            self._parts.append(future.result())
+            self._sending.popleft()
+
+    def _stop(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            self._threads = None
+        self._sending.clear()
 
 
 def _client(settings: S3Settings) -> "S3Client":

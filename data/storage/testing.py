@@ -7,13 +7,14 @@ in reading. Needs pytest.
 
 # ruff: noqa: S101 a suite asserts, installed or not
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import pytest
 
-from data.storage.base import BlobNotFound, InvalidBlobPath, Storage
+from data.storage.base import OWN, BlobNotFound, InvalidBlobPath, Storage, StorageUnavailable
 from util.digest import Readable
 
 PATH = "sha256/ab/abcdef"
@@ -243,12 +244,102 @@ class StorageTests:
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(round_trip, range(32))) == [b"%d" % number for number in range(32)]
 
+    def test_what_is_written_can_be_read_from_the_growing_file(self, storage: Storage) -> None:
+        with storage.create(PATH) as writer:
+            if writer.growing is None:
+                return
+            with open(writer.growing, "rb") as growing:
+                for piece in (b"a", self.large, b"z"):
+                    writer.write(piece)
+                    assert growing.read() == piece
+                writer.commit()
+                assert growing.seek(0) == 0
+                assert growing.read(1) == b"a"
+
+    # --- Listing, sweeping ---
+
+    def test_a_folder_is_listed_with_all_below_it_and_nothing_beside_it(
+        self, storage: Storage, back_door: BackDoor
+    ) -> None:
+        for path in ("verbs/one/a", "verbs/one/b/c/d", "verbs/one/b/e", "verbs/one2/x", "verbs/x", "other/verbs/one/y"):
+            back_door.put(path, path.encode())
+        expected = [(path, len(path)) for path in ("verbs/one/a", "verbs/one/b/c/d", "verbs/one/b/e")]
+        assert sorted((blob.path, blob.size) for blob in storage.list("verbs/one")) == expected
+        assert sorted((blob.path, blob.size) for blob in storage.list("verbs/one/")) == expected
+        assert [blob.path for blob in storage.list("verbs/one/b/c")] == ["verbs/one/b/c/d"]
+
+    def test_a_listed_blob_tells_when_it_was_written(self, storage: Storage) -> None:
+        with storage.create("verbs/a") as writer:
+            writer.commit()
+        (blob,) = storage.list(OWN)
+        assert abs(blob.modified_ms / 1000 - time.time()) < 60
+
+    def test_an_absent_folder_is_an_empty_list(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put("verbs/a", b"x")
+        assert list(storage.list("verbs/absent")) == []
+        assert list(storage.list("verbs/a")) == []
+
+    def test_what_is_not_committed_is_not_listed(self, storage: Storage) -> None:
+        with storage.create("verbs/a") as writer:
+            writer.write(self.large)
+            assert list(storage.list(OWN)) == []
+
+    def test_blobs_can_be_deleted_while_they_are_listed(self, storage: Storage, back_door: BackDoor) -> None:
+        for number in range(20):
+            back_door.put(f"verbs/{number % 3}/{number}", b"x")
+        for blob in storage.list(OWN):
+            storage.delete(blob.path)
+        assert list(storage.list(OWN)) == []
+
+    def test_what_a_dead_writer_left_is_swept_once_it_is_old_enough(
+        self, storage: Storage, back_door: BackDoor
+    ) -> None:
+        dead = storage.create("verbs/a/b")
+        dead.write(self.large)
+        assert storage.sweep(older_than=3600) == 0
+        assert len(back_door.leftovers()) == 1
+        future = -60  # whatever the clock of the storage says
+        assert storage.sweep(older_than=future, dry_run=True) == 1
+        assert len(back_door.leftovers()) == 1
+        assert storage.sweep(older_than=future) == 1
+        assert back_door.leftovers() == []
+        with pytest.raises(StorageUnavailable):
+            dead.commit()
+        dead.abort()
+        assert back_door.get("verbs/a/b") is None
+
+    def test_a_storage_without_leftovers_is_swept(self, storage: Storage, back_door: BackDoor) -> None:
+        assert storage.sweep(older_than=0) == 0
+        back_door.put(PATH, b"x")
+        assert storage.sweep(older_than=-60) == 0
+        assert back_door.get(PATH) == b"x"
+
     # --- Deleting, paths, URLs ---
 
     def test_what_is_deleted_is_gone(self, storage: Storage, back_door: BackDoor) -> None:
         back_door.put(PATH, b"x")
         storage.delete(PATH)
         assert back_door.get(PATH) is None
+
+    def test_deleting_leaves_the_blobs_beside_it(self, storage: Storage, back_door: BackDoor) -> None:
+        for path in ("a/b/c", "a/b/d", "a/e"):
+            back_door.put(path, b"x")
+        storage.delete("a/b")
+        storage.delete("a/b/c")
+        assert [back_door.get(path) for path in ("a/b/c", "a/b/d", "a/e")] == [None, b"x", b"x"]
+
+    def test_blobs_are_written_where_others_are_deleted(self, storage: Storage) -> None:
+        def round_trip(number: int) -> bytes:
+            path = f"some/folder/{number}"
+            with storage.create(path) as writer:
+                writer.write(b"%d" % number)
+                writer.commit()
+            content = content_of(storage.open(path))
+            storage.delete(path)
+            return content
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(round_trip, range(100))) == [b"%d" % number for number in range(100)]
 
     def test_deleting_what_is_absent_is_no_error(self, storage: Storage) -> None:
         storage.delete(PATH)
@@ -266,6 +357,20 @@ class StorageTests:
             storage.create(path)
         with pytest.raises(InvalidBlobPath):
             storage.delete(path)
+        with pytest.raises(InvalidBlobPath):
+            storage.local_path(path)
+
+    @pytest.mark.parametrize("prefix", ["", "/", "/etc", "..", "verbs/../..", "verbs//", ".parts", "."])
+    def test_a_folder_that_lies_elsewhere_is_not_listed(self, storage: Storage, prefix: str) -> None:
+        with pytest.raises(InvalidBlobPath):
+            storage.list(prefix)
+
+    def test_a_local_path_is_the_blob_or_nothing(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, b"content")
+        place = storage.local_path(PATH)
+        if place is not None:
+            with open(place, "rb") as stream:
+                assert stream.read() == b"content"
 
     def test_a_url_is_a_url_or_nothing(self, storage: Storage, back_door: BackDoor) -> None:
         back_door.put(PATH, b"x")
