@@ -8,14 +8,15 @@ setup(
     description="Hands out a registry tag as an App Container Image, one squashed archive or a root file system",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["data", "data.storage", "endpoints", "formats", "util"],
+    packages=["data", "data.migrations", "data.migrations.versions", "data.storage", "endpoints", "formats", "util"],
     py_modules=["app"],
     install_requires=[
         "flask>=3.0",  # the ways in by HTTP, and the extension that a host application mounts
         "click>=8.1",  # the command line; Flask brings it anyway
         "sqlalchemy>=2.0",  # the registry's tables, on SQLite and PostgreSQL alike
-        "alembic>=1.13",  # versions of our own tables; Quay's are never touched
+        "alembic>=1.14",  # versions of our own tables; Quay's are never touched
         "boto3>=1.34",  # blobs in S3, MinIO and Ceph: multipart writes, ranged reads, presigned URLs
+        "urllib3>=1.26",  # its errors are what a read over boto3 may raise; boto3 brings it anyway
         "isal>=1.6",  # gzip at twice the speed of zlib when reading and five times when writing, without the GIL
         # zstd as Python 3.14 has it built in: it tells a cut frame from a whole one, and bounds each inflated piece
         'backports.zstd>=1.0; python_version < "3.14"',
