@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -43,9 +43,11 @@ __all__ = [
     "UnusableDatabase",
     "User",
     "Visibility",
+    "begun",
     "create_tables",
     "make_engine",
     "now_ms",
+    "write_ahead",
     "writing",
 ]
 
@@ -53,6 +55,8 @@ MARKED_FOR_DELETION = 3
 """The `state` of a repository that is on its way out and must not be seen."""
 
 _BUSY_SECONDS = 30
+_CONNECT_SECONDS = 5
+_ANSWER_SECONDS = 60  # MySQL's driver waits no longer for a server that has gone away
 _LOCK = 0x76657262  # names an advisory lock of PostgreSQL; any number of our own
 _WRITES = "registry_verbs_writes"
 
@@ -255,10 +259,11 @@ _ENUMERATED: dict[type[Visibility | RepositoryKind | TagKind | MediaType], tuple
 
 
 def make_engine(uri: str) -> Engine:
-    """Return an engine for the database at `uri`: SQLite, or PostgreSQL as Quay writes it (`postgresql://…`).
+    """Return an engine for the database at `uri`: SQLite, or PostgreSQL or MySQL as Quay writes them.
 
-    Nothing is connected yet. SQLite's folder is made where it is missing, and no connection of it is kept, so that
-    the engine may cross a fork. Raises UnusableDatabase.
+    Nothing is connected yet, and a connection that broke while it was kept is replaced when it is asked for. SQLite's
+    folder is made where it is missing, and no connection of it is kept, so that the engine may cross a fork. Raises
+    UnusableDatabase.
     """
     try:
         url = make_url(uri)
@@ -269,10 +274,40 @@ def make_engine(uri: str) -> Engine:
         if backend == "sqlite":
             return _sqlite_engine(url)
         if backend in ("postgresql", "postgres"):
-            return create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+            return _server_engine(url.set(drivername="postgresql+psycopg"), _POSTGRESQL)
+        if backend in ("mysql", "mariadb"):
+            return _server_engine(url.set(drivername="mysql+pymysql"), _MYSQL)
     except ImportError as error:
         raise UnusableDatabase(f"the driver for {backend} is not installed: {error}") from None
-    raise UnusableDatabase(f"databases of kind {backend} are not read; there are: postgresql, sqlite")
+    raise UnusableDatabase(f"databases of kind {backend} are not read; there are: postgresql, mysql, sqlite")
+
+
+_POSTGRESQL = {
+    "connect_timeout": _CONNECT_SECONDS,
+    # A server that went away without a word is noticed within half a minute, also in the middle of an answer.
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+_MYSQL = {
+    "charset": "utf8mb4",
+    "connect_timeout": _CONNECT_SECONDS,
+    "read_timeout": _ANSWER_SECONDS,
+    "write_timeout": _ANSWER_SECONDS,
+}
+
+
+def _server_engine(url: URL, connecting: Mapping[str, Any]) -> Engine:
+    """Return an engine for a database server; what the URL's query says about `connecting` stands."""
+    return create_engine(
+        url,
+        connect_args={name: value for name, value in connecting.items() if name not in url.query},
+        isolation_level="READ COMMITTED",  # MySQL's own default shows a transaction what was before its last lock
+        pool_pre_ping=True,
+        pool_recycle=1800,  # seconds; proxies and MySQL drop what is idle for long
+        max_overflow=20,  # a server has that many threads, and each holds a connection for milliseconds
+    )
 
 
 def _sqlite_engine(url: URL) -> Engine:
@@ -305,21 +340,45 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 @contextmanager
+def begun(engine: Engine, *, writes: bool) -> Iterator[Connection]:
+    """Give a connection in one transaction: committed at the end, rolled back on an error."""
+    with engine.connect().execution_options(**{_WRITES: writes}) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """Give a connection in one transaction that writes: committed at the end, rolled back on an error.
 
     No two of ours write at a time, so that looking and then inserting is safe.
     """
-    with engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+    if engine.dialect.name in ("mysql", "mariadb"):
+        with _lock_of_mysql(engine), begun(engine, writes=True) as connection:
+            yield connection
+        return
+    with begun(engine, writes=True) as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         yield connection
 
 
+@contextmanager
+def _lock_of_mysql(engine: Engine) -> Iterator[None]:
+    """Hold the lock that MySQL has for applications: one a database, of a connection and not of a transaction."""
+    name = "CONCAT('registry_verbs.', MD5(DATABASE()))"
+    with engine.connect() as connection:
+        if connection.scalar(text(f"SELECT GET_LOCK({name}, {_BUSY_SECONDS})")) != 1:
+            raise UnusableDatabase(f"another has been writing to the database for {_BUSY_SECONDS} seconds")
+        try:
+            yield
+        finally:
+            connection.execute(text(f"SELECT RELEASE_LOCK({name})"))
+
+
 def create_tables(engine: Engine) -> None:
     """Make the tables and their enumerated rows, as far as they are not there. Safe to do side by side."""
     if engine.dialect.name == "sqlite":
-        _let_readers_and_a_writer_work_side_by_side(engine)
+        write_ahead(engine)
     with writing(engine) as connection:
         Base.metadata.create_all(connection)
         for table, names in _ENUMERATED.items():
@@ -329,8 +388,11 @@ def create_tables(engine: Engine) -> None:
                 connection.execute(insert(table), absent)
 
 
-def _let_readers_and_a_writer_work_side_by_side(engine: Engine) -> None:
-    """Set the write-ahead log. The file remembers it, so this is for who makes the database, not for who reads it."""
+def write_ahead(engine: Engine) -> None:
+    """Set SQLite's write-ahead log, with which readers and a writer work side by side.
+
+    The file remembers it, so this is for who makes tables in it, not for who reads it.
+    """
     with closing(engine.raw_connection()) as connection, suppress(sqlite3.OperationalError):
         # Another process that holds the file is doing the same.
         connection.cursor().execute("PRAGMA journal_mode = WAL")
