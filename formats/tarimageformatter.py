@@ -19,6 +19,7 @@ from util.oci import ImageConfig, Platform
 from util.tarheader import padding, render_header
 
 _NOT_YET = Digest("sha256", "0" * 64)
+_ANOTHER = Digest("sha256", "1" * 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,9 @@ class Rootfs(Protocol):
 
     def get_generator(self) -> Iterator[bytes]:
         """Yield the tar. Closing the generator closes every layer."""
+
+    def get_range(self, offset: int, length: int) -> Iterator[bytes]:
+        """Yield `length` bytes of the tar from `offset`. Layers without a byte in it are not opened."""
 
     def kept_file(self, path: bytes) -> bytes | None:
         """Return the content of `etc/passwd` or `etc/group`, None where the image has none. No prefix in `path`."""
@@ -120,6 +124,39 @@ class TarImageFormatter(ABC):
         if tail:
             yield tail
 
+    def needs_all(self, image: SourceImage, rootfs: Rootfs, offset: int, length: int) -> bool:
+        """Tell whether `range_generator` would have to read all layers, because the tail depends on all of them."""
+        if offset + length <= len(self.head(image, rootfs)) + rootfs.size:
+            return False
+        return self.tail(image, rootfs, _NOT_YET) != self.tail(image, rootfs, _ANOTHER)
+
+    def range_generator(self, image: SourceImage, rootfs: Rootfs, offset: int, length: int) -> Iterator[bytes]:
+        """Return `length` bytes of the stream from `offset`. Closing it closes the layers.
+
+        Of the layers that is read which it takes, and all where `needs_all`. Raises what `check` raises, and ValueError
+        where the stream has no such bytes, before a layer is opened.
+        """
+        size = self.size(image, rootfs)
+        if offset < 0 or length < 0 or offset + length > size:
+            raise ValueError(f"no range of {size} bytes: offset {offset}, length {length}")
+        return self._range(image, rootfs, offset, offset + length)
+
+    def _range(self, image: SourceImage, rootfs: Rootfs, begin: int, end: int) -> Iterator[bytes]:
+        head = self.head(image, rootfs)
+        if head[begin:end]:
+            yield head[begin:end]
+        first, last = max(begin - len(head), 0), min(max(end - len(head), 0), rootfs.size)
+        if self.needs_all(image, rootfs, begin, end - begin):
+            yield from _part(rootfs.get_generator(), first, last)
+            diff_id = rootfs.diff_id
+        else:
+            if first < last:
+                yield from rootfs.get_range(first, last - first)
+            diff_id = _NOT_YET
+        before = len(head) + rootfs.size
+        if end > before:
+            yield self.tail(image, rootfs, diff_id)[max(begin - before, 0) : end - before]
+
     @classmethod
     def tar_file(cls, name: str, contents: bytes, mtime: int = 0) -> bytes:
         """Return a regular file's entry: header, payload, padding. `mtime` in seconds since the epoch."""
@@ -139,3 +176,18 @@ class TarImageFormatter(ABC):
     def tar_folder(name: str, mtime: int = 0) -> bytes:
         """Return a directory's entry, readable by everybody."""
         return render_header(f"{name.rstrip('/')}/".encode(), kind=b"5", mode=0o755, mtime=mtime)
+
+
+def _part(chunks: Iterator[bytes], begin: int, end: int) -> Iterator[bytes]:
+    """Yield the bytes from `begin` to `end`, and read on to the end of `chunks`."""
+    position = 0
+    try:
+        for chunk in chunks:
+            part = chunk[max(begin - position, 0) : max(end - position, 0)]
+            position += len(chunk)
+            if part:
+                yield part
+    finally:
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            close()

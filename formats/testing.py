@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import posixpath
+import random
 import re
 import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -98,6 +99,7 @@ class MemoryRootfs:
         )
         self.opened = 0
         self.closed = 0
+        self.ranged = 0
         self._files = files
         self._chunk_size = chunk_size
         self._breaks = breaks
@@ -121,6 +123,17 @@ class MemoryRootfs:
                     raise BrokenLayerError
                 yield self.content[at : at + self._chunk_size]
             self._diff_id = Digest.of(self.content)
+        finally:
+            self.closed += 1
+
+    def get_range(self, offset: int, length: int) -> Iterator[bytes]:
+        self.opened += 1
+        self.ranged += length
+        try:
+            for at in range(offset, offset + length, self._chunk_size):
+                if self._breaks and at > offset:
+                    raise BrokenLayerError
+                yield self.content[at : min(at + self._chunk_size, offset + length)]
         finally:
             self.closed += 1
 
@@ -246,6 +259,50 @@ class FormatterTests:
                 next(stream)
             _close(stream)
             assert rootfs.closed == rootfs.opened
+
+    def test_any_range_is_that_part_of_the_whole(self) -> None:
+        """The ends of head and root file system are met too: half of the ranges end beside them."""
+        chance = random.Random(0)  # noqa: S311 nobody guesses these
+        for image in self.images:
+            whole, rootfs = self.output(image), self.rootfs()
+            size = len(whole)
+            head = len(self.formatter.head(image, rootfs))
+            edges = [0, 1, head, head + 1, head + rootfs.size, head + rootfs.size - 1, size - 1, size]
+            edges = [edge for edge in edges if edge <= size]
+            for _ in range(60):
+                places = (chance.choice(edges) if chance.random() < 1 / 2 else chance.randint(0, size) for _ in "be")
+                begin, end = sorted(places)
+                part = self.formatter.range_generator(image, self.rootfs(), begin, end - begin)
+                assert b"".join(part) == whole[begin:end]
+
+    def test_a_range_of_the_root_file_system_reads_no_more_than_it_takes(self) -> None:
+        rootfs = self.rootfs()
+        begin = len(self.formatter.head(source_image(), rootfs)) + 1000
+        assert not self.formatter.needs_all(source_image(), rootfs, begin, 5000)
+        list(self.formatter.range_generator(source_image(), rootfs, begin, 5000))
+        assert (rootfs.opened, rootfs.ranged) == (1, 5000)
+
+    def test_a_range_that_is_not_there_is_refused_before_a_layer_is_opened(self) -> None:
+        rootfs = self.rootfs()
+        size = self.formatter.size(source_image(), rootfs)
+        for offset, length in ((0, size + 1), (size, 1), (-1, 1), (1, -1), (size + 1, 0)):
+            try:
+                self.formatter.range_generator(source_image(), rootfs, offset, length)
+            except ValueError:
+                continue
+            raise AssertionError(f"{length} bytes from {offset} are given of {size}")
+        assert rootfs.opened == 0
+
+    def test_a_range_that_is_left_early_closes_the_layers(self) -> None:
+        size = self.formatter.size(source_image(), self.rootfs())
+        for end in (size // 2, size):
+            for chunks in range(4):
+                rootfs = self.rootfs(chunk_size=512)
+                part = self.formatter.range_generator(source_image(), rootfs, 0, end)
+                for _ in range(chunks):
+                    next(part)
+                _close(part)
+                assert rootfs.closed == rootfs.opened
 
     def test_a_layer_that_breaks_breaks_the_stream(self) -> None:
         rootfs = self.rootfs(breaks=True, chunk_size=1024)
