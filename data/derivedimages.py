@@ -98,6 +98,7 @@ Records = list[DerivedRecord]
 
 _ASKED = tuple(field.name for field in fields(NewDerived))
 _READ = tuple(field.name for field in fields(DerivedRecord) if field.name != "lease_live")
+_MOVING = ("key", "token", "state", "completed_ms", "fetched_ms", "lease_ends_ms")
 _COLUMNS = tuple(DerivedRow.__table__.columns[name] for name in _READ)
 
 
@@ -218,6 +219,10 @@ class DerivedImages:
 
     # --- Looking ---
 
+    def now_ms(self) -> int:
+        """Return the time by the clock that the records are stamped with."""
+        return reading(self._engine, database_now_ms)
+
     def find(self, key: str) -> DerivedRecord | None:
         """Return the record of `key`, None where nobody has asked for it."""
         found = self._read(_records().where(DerivedRow.key == key))
@@ -275,6 +280,12 @@ class DerivedImages:
         """Drop the row of `record`, whose object is not in storage, unless it has become another's."""
         same = and_(DerivedRow.key == record.key, DerivedRow.token == record.token, DerivedRow.state == record.state)
         return changing(self._engine, lambda connection: _deleted(connection, same))
+
+    def drop(self, record: DerivedRecord) -> bool:
+        """Drop the row of `record` if it is as it was read: not fetched since, nor made anew, nor heard of."""
+        row = DerivedRow.__table__.columns
+        same = [row[name].is_not_distinct_from(getattr(record, name)) for name in _MOVING]
+        return changing(self._engine, lambda connection: _deleted(connection, and_(*same)))
 
     def delete(self, key: str) -> DerivedRecord | None:
         """Drop the row of `key` and return what it was, so that its object can be deleted; None where there is none.

@@ -64,6 +64,11 @@ class DistributedStorage:
         self._readonly = readonly
 
     @property
+    def readonly(self) -> bool:
+        """Whether nothing may be written, nor deleted."""
+        return self._readonly
+
+    @property
     def locations(self) -> tuple[str, ...]:
         """The names of the locations, the most preferred first."""
         return tuple(self._storages)
