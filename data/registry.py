@@ -6,10 +6,10 @@ digest while a tag that has not ended, hidden or not, leads to it. What is delet
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol, TypeVarTuple
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVarTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, null, or_, select
 
 from data.database import (
     MARKED_FOR_DELETION,
@@ -86,17 +86,19 @@ class TagEvent:
     namespace: str
     repository: str
     tag: str
+    manifest_digest: str
     at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class TagManifest:
-    """A manifest as it was pushed."""
+    """A manifest as it was pushed. `tagged_ms` is since when the tag means it; None where a digest was asked for."""
 
     digest: Digest
     media_type: str
     content: bytes
     repository_id: int
+    tagged_ms: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,9 @@ class Registry(Protocol):
 
     def tags(self, namespace: str, repository: str) -> tuple[str, ...]:
         """Return the names of the tags that are alive, in order. Raises RepositoryNotFound."""
+
+    def tag_digests(self, namespace: str, repository: str) -> dict[str, str]:
+        """Return the digest of the manifest that each tag that is alive means; none where there is no repository."""
 
     def repositories(self, *, namespace: str | None = None, after: int = 0, limit: int = 1000) -> list[RepositoryName]:
         """Return the first `limit` repositories of images whose id is above `after`; disabled namespaces have none."""
@@ -159,13 +164,14 @@ class SqlRegistry:
         return RepositoryInfo(number, kind, visibility == "public", enabled)
 
     def manifest(self, namespace: str, repository: str, reference: str) -> TagManifest:
-        columns = select(Manifest.digest, MediaType.name, Manifest.manifest_bytes, Manifest.repository_id)
+        columns: Select[Any] = select(Manifest.digest, MediaType.name, Manifest.manifest_bytes, Manifest.repository_id)
         query = _in_repository(columns, namespace, repository)
         now = now_ms()
         if ":" in reference:
             query = query.join(Manifest, Manifest.repository_id == Repository.id).where(
                 Manifest.digest == reference, _reachable(reference, now)
             )
+            query = query.add_columns(null())
         else:
             query = (
                 query.join(Tag, Tag.repository_id == Repository.id)
@@ -173,6 +179,7 @@ class SqlRegistry:
                 .where(Tag.name == reference, _alive(now))
                 .order_by(Tag.lifetime_start_ms.desc(), Tag.id.desc())
                 .limit(1)
+                .add_columns(Tag.lifetime_start_ms)
             )
         query = query.join(MediaType, MediaType.id == Manifest.media_type_id)
         if not _storable(namespace, repository):
@@ -182,8 +189,8 @@ class SqlRegistry:
             if row is None:
                 existing = _newest_tags(connection, namespace, repository, now)
         if row is not None:
-            digest, media_type, content, repository_id = row
-            return TagManifest(Digest.parse(digest), media_type, content.encode(), repository_id)
+            digest, media_type, content, repository_id, tagged_ms = row
+            return TagManifest(Digest.parse(digest), media_type, content.encode(), repository_id, tagged_ms)
         if ":" in reference:
             raise ManifestNotFound(f"{namespace}/{repository} has no manifest {reference}")
         raise TagNotFound(f"{namespace}/{repository}", reference, existing)
@@ -232,6 +239,19 @@ class SqlRegistry:
         with self._engine.connect() as connection:
             return tuple(sorted(connection.scalars(query)))
 
+    def tag_digests(self, namespace: str, repository: str) -> dict[str, str]:
+        query = (
+            _in_repository(select(Tag.name, Manifest.digest), namespace, repository)
+            .join(Tag, Tag.repository_id == Repository.id)
+            .join(Manifest, Manifest.id == Tag.manifest_id)
+            .where(_alive(now_ms()))
+            .order_by(Tag.name, Tag.lifetime_start_ms, Tag.id)  # of two that are alive the younger counts
+        )
+        if not _storable(namespace, repository):
+            return {}
+        with self._engine.connect() as connection:
+            return {row.name: row.digest for row in connection.execute(query)}
+
     def repositories(self, *, namespace: str | None = None, after: int = 0, limit: int = 1000) -> list[RepositoryName]:
         columns = select(Repository.id, User.username, Repository.name)
         query = _images(columns.select_from(User).join(Repository, Repository.namespace_user_id == User.id))
@@ -246,8 +266,9 @@ class SqlRegistry:
     def tag_events(self, *, after: int, limit: int = 1000) -> list[TagEvent]:
         # By the id, which has an index: a Quay has none on the time, and many millions of tags.
         query = _images(
-            select(Tag.id, User.username, Repository.name, Tag.name, Tag.lifetime_start_ms)
+            select(Tag.id, User.username, Repository.name, Tag.name, Manifest.digest, Tag.lifetime_start_ms)
             .select_from(Tag)
+            .join(Manifest, Manifest.id == Tag.manifest_id)
             .join(Repository, Repository.id == Tag.repository_id)
             .join(User, User.id == Repository.namespace_user_id)
             .where(Tag.id > after, _alive(now_ms()))

@@ -3,14 +3,13 @@
 The law: heavy modules are imported by the function that needs them, as in the commands themselves.
 """
 
-import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from endpoints.rules import ImageName, InvalidRequest
 from util.problem import Problem
 
 if TYPE_CHECKING:
@@ -19,23 +18,6 @@ if TYPE_CHECKING:
     from util.platform import Platform
 
 ReadConfiguration = Callable[[], Mapping[str, Any]]
-
-_IMAGE = re.compile(
-    r"(?P<namespace>[^/:@\s]+)/(?P<repository>[^:@\s]*[^/:@\s])"
-    r"(?::(?P<tag>[^:@/\s]+)|@(?P<digest>[a-z0-9+._-]+:[0-9a-f]+))?"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageName:
-    """`NAMESPACE/REPOSITORY:TAG` or `NAMESPACE/REPOSITORY@DIGEST`; the tag is `latest` where neither is said."""
-
-    namespace: str
-    repository: str
-    reference: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.repository}{'@' if ':' in self.reference else ':'}{self.reference}"
 
 
 class Failed(click.ClickException):
@@ -72,10 +54,10 @@ def examples(*lines: str) -> str:
 
 
 def image_name(_: click.Context, __: click.Parameter, value: str) -> ImageName:
-    match = _IMAGE.fullmatch(value)
-    if match is None:
-        raise click.BadParameter(f"{value!r} is not the name of an image; write NAMESPACE/REPOSITORY:TAG")
-    return ImageName(match["namespace"], match["repository"], match["tag"] or match["digest"] or "latest")
+    try:
+        return ImageName.parse(value)
+    except InvalidRequest as problem:
+        raise click.BadParameter(str(problem)) from None
 
 
 def platform_of(_: click.Context, __: click.Parameter, value: str | None) -> "Platform | None":

@@ -14,7 +14,6 @@ import click
 
 from endpoints.commandline import (
     Commands,
-    ImageName,
     ReadConfiguration,
     compression_of,
     examples,
@@ -23,6 +22,7 @@ from endpoints.commandline import (
     services_of,
     terminated,
 )
+from endpoints.rules import ImageName
 
 if TYPE_CHECKING:
     from util.compression import Compression

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from endpoints.rules import InvalidRequest, Rule
 from util.problem import Problem
 
 DEFAULT_DATA_DIR = "var"
@@ -45,6 +46,7 @@ class Settings:
     data_dir: str = DEFAULT_DATA_DIR
     db_uri: str = f"sqlite:///{DEFAULT_DATA_DIR}/registry.db"
     embedded_database: bool = True
+    own_db_uri: str = f"sqlite:///{DEFAULT_DATA_DIR}/registry.db"
     storage_config: Mapping[str, Location] = field(default_factory=dict)
     storage_preference: tuple[str, ...] = ()
     server_hostname: str = "localhost:8080"
@@ -55,6 +57,12 @@ class Settings:
     nested_repositories: bool = True
     max_entries: int = 5_000_000
     max_size: int = 1 << 40
+    prime: tuple[Rule, ...] = ()
+    prime_seconds: int = 30
+    broker_url: str | None = None
+    queue: str = "registry-verbs"
+    job_processes: int | None = None
+    audit_log: str | None = None
 
     KEYS: ClassVar[tuple[str, ...]]
 
@@ -69,10 +77,12 @@ class Settings:
             "default": Location("LocalStorage", {"storage_path": str(PurePath(data_dir, "storage"))})
         }
         preference = _preference(read, storages)
+        db_uri = read.get("DB_URI", f"sqlite:///{quote(str(PurePath(data_dir, 'registry.db')), safe='/')}")
         return cls(
             data_dir=data_dir,
-            db_uri=read.get("DB_URI", f"sqlite:///{quote(str(PurePath(data_dir, 'registry.db')), safe='/')}"),
+            db_uri=db_uri,
             embedded_database="DB_URI" not in read,
+            own_db_uri=read.get("VERBS_DB_URI", db_uri),
             storage_config=MappingProxyType(storages),
             storage_preference=preference,
             **{name: read[key] for key, name in _PLAIN.items() if key in read},
@@ -191,6 +201,26 @@ def _names(key: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _rules(key: str, value: object) -> tuple[Rule, ...]:
+    allowed = 'a list of rules, e.g. [{"repositories": "acme/*", "tags": "v*", "verbs": ["squash"]}]'
+    value = _structure(key, value, allowed)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise _refused(key, value, allowed)
+    rules = []
+    for number, document in enumerate(value):
+        try:
+            rules.append(Rule.parse(document))
+        except InvalidRequest as problem:
+            raise InvalidSetting(f"{key}[{number}]: {problem}") from None
+    return tuple(rules)
+
+
+def _broker(key: str, value: object) -> str:
+    if not isinstance(value, str) or not re.match(r"(?:rediss?|amqps?)://", value):
+        raise _refused(key, "…", "a broker's URL, e.g. redis://host:6379/0 or amqp://user:password@host:5672//")
+    return value  # never shown in an error: it may hold a password
+
+
 def _state(key: str, value: object) -> bool:
     return _choice("normal", "readonly")(key, value) == "readonly"
 
@@ -207,8 +237,15 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "FEATURE_PROXY_STORAGE": _flag,
     "FEATURE_EXTENDED_REPOSITORY_NAMES": _flag,
     "VERBS_DATA_DIR": _text,
+    "VERBS_DB_URI": _database,
     "VERBS_MAX_ENTRIES": _count,
     "VERBS_MAX_SIZE": _bytes,
+    "VERBS_PRIME": _rules,
+    "VERBS_PRIME_SECONDS": _count,
+    "VERBS_BROKER_URL": _broker,
+    "VERBS_QUEUE": _text,
+    "VERBS_JOB_PROCESSES": _count,
+    "VERBS_AUDIT_LOG": _text,
 }
 _PLAIN = {
     "SERVER_HOSTNAME": "server_hostname",
@@ -219,5 +256,11 @@ _PLAIN = {
     "FEATURE_EXTENDED_REPOSITORY_NAMES": "nested_repositories",
     "VERBS_MAX_ENTRIES": "max_entries",
     "VERBS_MAX_SIZE": "max_size",
+    "VERBS_PRIME": "prime",
+    "VERBS_PRIME_SECONDS": "prime_seconds",
+    "VERBS_BROKER_URL": "broker_url",
+    "VERBS_QUEUE": "queue",
+    "VERBS_JOB_PROCESSES": "job_processes",
+    "VERBS_AUDIT_LOG": "audit_log",
 }
 Settings.KEYS = tuple(_READERS)

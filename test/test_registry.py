@@ -19,6 +19,7 @@ from data.registry import (
     RepositoryInfo,
     RepositoryNotFound,
     SqlRegistry,
+    TagEvent,
     TagManifest,
     TagNotFound,
 )
@@ -405,6 +406,19 @@ def test_only_repositories_with_images_to_be_had_are_listed(rows: Rows, registry
     assert registry.tag_events(after=0) == []
 
 
+def test_every_tag_that_is_alive_comes_with_its_manifest(rows: Rows, registry: Registry) -> None:
+    repository, other = rows.repository("acme/app"), rows.repository("acme/other")
+    first, second = (rows.manifest(repository, content) for content in ("{}", "[]"))
+    rows.tag(other, "elsewhere", rows.manifest(other, "{}"))
+    rows.tag(repository, "1.0", first, lifetime_start_ms=1000)
+    rows.tag(repository, "2.0", second, lifetime_start_ms=2000)
+    rows.tag(repository, "2.0", first, lifetime_start_ms=1000)
+    rows.tag(repository, "over", first, lifetime_end_ms=2000)
+    expected = {"1.0": str(Digest.of(b"{}")), "2.0": str(Digest.of(b"[]"))}
+    assert registry.tag_digests("acme", "app") == expected
+    assert registry.tag_digests("acme", "absent") == registry.tag_digests("nul\0", "app") == {}
+
+
 def test_a_tag_that_appears_or_moves_is_an_event(rows: Rows, registry: Registry) -> None:
     assert registry.last_tag_event() == 0
     repository = rows.repository("acme/app")
@@ -412,7 +426,7 @@ def test_a_tag_that_appears_or_moves_is_an_event(rows: Rows, registry: Registry)
     first = rows.tag(repository, "1.0", manifest, lifetime_start_ms=1000)
     assert registry.last_tag_event() == first
     (event,) = registry.tag_events(after=0)
-    assert (event.id, event.namespace, event.repository, event.tag, event.at_ms) == (first, "acme", "app", "1.0", 1000)
+    assert event == TagEvent(first, "acme", "app", "1.0", str(Digest.of(b"{}")), 1000)
     rows.change(db.Tag, first, lifetime_end_ms=2000)
     moved = rows.tag(repository, "1.0", manifest, lifetime_start_ms=2000)
     assert [event.id for event in registry.tag_events(after=0)] == [moved]
@@ -464,6 +478,7 @@ def asked(registry: Registry, digests: list[Digest]) -> list[tuple[Callable[[], 
         (absent, 2),
         (lambda: registry.blobs("acme", "app", digests), 1),
         (lambda: registry.tags("acme", "app"), 2),
+        (lambda: registry.tag_digests("acme", "app"), 1),
         (registry.repositories, 1),
         (lambda: registry.tag_events(after=0), 1),
         (registry.last_tag_event, 1),

@@ -97,6 +97,9 @@ def test_the_default_locations_are_preferred_where_nothing_else_is() -> None:
         ("VERBS_MAX_ENTRIES", True, "above zero"),
         ("VERBS_MAX_SIZE", "20 elephants", "20G"),
         ("VERBS_MAX_SIZE", 0, "above zero"),
+        ("VERBS_PRIME", "acme/*", "a list of rules"),
+        ("VERBS_PRIME", {"repositories": "acme/*"}, "a list of rules"),
+        ("VERBS_BROKER_URL", "kafka://broker", "redis://"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(key: str, value: object, allowed: str) -> None:
@@ -108,7 +111,11 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(key: str, val
 
 @pytest.mark.parametrize(
     "configuration",
-    [{"DB_URI": "hunter2"}, {"DISTRIBUTED_STORAGE_CONFIG": {"a": ["S3Storage", "hunter2"]}}],
+    [
+        {"DB_URI": "hunter2"},
+        {"VERBS_BROKER_URL": "hunter2"},
+        {"DISTRIBUTED_STORAGE_CONFIG": {"a": ["S3Storage", "hunter2"]}},
+    ],
 )
 def test_a_refused_value_that_may_hold_a_secret_is_not_shown(configuration: dict[str, object]) -> None:
     with pytest.raises(InvalidSetting) as refused:
