@@ -13,6 +13,7 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import HTTPException
 
 from data.storage.base import StorageUnavailable
+from endpoints import audit
 from endpoints.access import Denied, Unauthenticated
 from endpoints.image import NamespaceDisabled, NotAnImageRepository
 from util.problem import Damaged, Inexpressible, Malformed, Missing, Problem, TooLarge, Unsupported
@@ -51,6 +52,7 @@ def status_of(problem: Problem) -> HTTPStatus:
 def of_problem(problem: Problem) -> Response:
     """Answer a problem with its own code and text, and with what there is instead where it knows that."""
     status = status_of(problem)
+    audit.failed("answer", problem)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("%s %s: %s", request.method, request.path, problem)
     existing = getattr(problem, "existing", None)
@@ -68,6 +70,7 @@ def of_http_exception(exception: HTTPException) -> Response | HTTPException:
     if exception.response is not None or exception.code is None or exception.code < HTTPStatus.BAD_REQUEST:
         return exception
     code = HTTPStatus(exception.code).phrase.upper().replace(" ", "_")
+    audit.failed("answer", code)
     answer = _answer(exception.code, code, exception.description or code, None)
     for name, value in exception.get_headers():
         if name.lower() not in ("content-type", "content-length"):
@@ -78,6 +81,7 @@ def of_http_exception(exception: HTTPException) -> Response | HTTPException:
 def of_exception(exception: Exception) -> Response:
     """Answer what nobody foresaw: the log has all of it, the client none."""
     log.error("%s %s failed", request.method, request.path, exc_info=exception)
+    audit.failed("answer", exception)
     return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN", "the server failed; its log says why", None)
 
 

@@ -4,9 +4,11 @@ The law: nothing happens at import time, and the extension keeps no application.
 one's `extensions`; so one extension serves several.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from endpoints.access import Permission, PublicOnly
+from endpoints.audit import AUDIT, Audit, remote_user
 from endpoints.services import make_services
 from endpoints.settings import Settings
 from endpoints.verbs import EXTENSION, blueprint
@@ -32,10 +34,11 @@ class RegistryVerbs:
         engine: "Engine | None" = None,
         storage: "DistributedStorage | Storage | None" = None,
         permission: Permission | None = None,
+        who: Callable[[], str | None] = remote_user,
         url_prefix: str = "/c1",
     ) -> None:
         if app is not None:
-            self.init_app(app, engine=engine, storage=storage, permission=permission, url_prefix=url_prefix)
+            self.init_app(app, engine=engine, storage=storage, permission=permission, who=who, url_prefix=url_prefix)
 
     def init_app(
         self,
@@ -44,13 +47,14 @@ class RegistryVerbs:
         engine: "Engine | None" = None,
         storage: "DistributedStorage | Storage | None" = None,
         permission: Permission | None = None,
+        who: Callable[[], str | None] = remote_user,
         url_prefix: str = "/c1",
     ) -> None:
         """Put the verbs on `app` under `url_prefix`.
 
         `engine` leads to the registry's database, and only reads it; `storage` holds its blobs, and gets what is
-        derived of them; `permission` is asked within each request. What is not given is made from the settings, and
-        then public repositories are everybody's. Raises InvalidSetting.
+        derived of them; `permission` is asked within each request, and `who` for the audit's log. What is not given is
+        made from the settings, and then public repositories are everybody's. Raises InvalidSetting.
         """
         settings = Settings.parse(app.config)
         app.extensions[EXTENSION] = make_services(
@@ -59,4 +63,5 @@ class RegistryVerbs:
             storage=storage,
             permission=PublicOnly(settings.anonymous_access) if permission is None else permission,
         )
+        app.extensions[AUDIT] = Audit(settings.audit_log, who, frozenset(app.extensions[EXTENSION].formatters))
         app.register_blueprint(blueprint, url_prefix=url_prefix)

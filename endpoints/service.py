@@ -10,7 +10,7 @@ from flask import Flask, redirect, url_for
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
-from endpoints import answers
+from endpoints import answers, audit, metrics
 from endpoints.extension import RegistryVerbs
 
 
@@ -18,7 +18,9 @@ def make_service(configuration: Mapping[str, Any]) -> Flask:
     """Return an application made of `configuration`. Raises InvalidSetting."""
     app = Flask("registry_verbs", static_folder=None, template_folder=None)
     app.config.update(configuration)
+    audit.watch(app)
     RegistryVerbs(app)
+    app.register_blueprint(metrics.blueprint)
     app.register_error_handler(HTTPException, answers.of_http_exception)
     app.register_error_handler(Exception, answers.of_exception)
     app.add_url_rule("/", "root", _root)

@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException, NotFound, RequestedRangeNotSatisf
 from werkzeug.http import quote_etag
 from werkzeug.wrappers import Response as AnyResponse
 
-from endpoints import answers
+from endpoints import answers, audit
 from endpoints.derive import DerivedImage, Deriver, Wish
 from endpoints.services import Services
 from endpoints.streams import Stream
@@ -28,6 +28,7 @@ EXTENSION = "registry_verbs"
 _URL_SECONDS = 600
 
 blueprint = Blueprint("registry_verbs", __name__, url_prefix="/c1")
+audit.watch(blueprint)
 blueprint.register_error_handler(Problem, answers.of_problem)
 blueprint.register_error_handler(HTTPException, answers.of_http_exception)
 blueprint.register_error_handler(Exception, answers.of_exception)

@@ -4,13 +4,9 @@ import contextlib
 import http.client
 import json
 import os
-import re
-import signal
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,37 +15,12 @@ import pytest
 from test.images import Image, Layer
 from test.layers import file
 from test.place import Place
+from test.server import Running, curl, served
 
 SOUND = Image([Layer([file(b"noise", os.urandom(4 << 20))]), Layer([file(b"etc/hostname", b"sound\n")])])
 # Larger than what compression holds back: the first bytes are out before the last ones are read.
 SPOILT = Image([Layer([file(b"noise", os.urandom(32 << 20))]), Layer([file(b"etc/hostname", b"spoilt\n")])])
 MISSING = Image([Layer([file(b"etc/hostname", b"missing\n")])])
-
-
-@dataclass(frozen=True)
-class Running:
-    """A place and the server that serves it."""
-
-    place: Place
-    url: str
-    process: "subprocess.Popen[str]"
-
-
-@contextlib.contextmanager
-def served(place: Place) -> Iterator[Running]:
-    command = [sys.executable, "-c", "import app; app.main()", "serve", "--port", "0", "--workers", "1"]
-    environment = {**os.environ, **place.configuration}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        match = re.match(r"Listening on (http://127\.0\.0\.1:\d+)", process.stdout.readline())
-        assert match is not None
-        try:
-            yield Running(place, match[1], process)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.stdout.read()
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +34,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     place.blob(MISSING.layers[0]).unlink()
     with served(place) as running:
         yield running
-
-
-def curl(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
-    return subprocess.run(["curl", "-s", *arguments], capture_output=True, check=False, timeout=60)
 
 
 @pytest.mark.parametrize("verb", ["squash", "aci", "rootfs"])
