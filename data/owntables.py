@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from sqlalchemy import BigInteger, Connection, Index, String, Text, insert, select, text
+from sqlalchemy import BigInteger, Connection, Index, String, Text, insert, literal, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
@@ -32,6 +32,7 @@ __all__ = [
     "DerivedRow",
     "Engine",
     "JobRow",
+    "MarkRow",
     "OwnBase",
     "changing",
     "database_now_ms",
@@ -44,7 +45,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-HEAD = "0001"
+HEAD = "0002"
 """The last step in data/migrations: what `upgrade` makes of a database."""
 
 VERSION_TABLE = "verbs_alembic_version"
@@ -167,6 +168,15 @@ class AdminTokenRow(OwnBase):
     last_used_ms: Mapped[int | None] = mapped_column(BigInteger)
 
 
+class MarkRow(OwnBase):
+    """How far something has been looked at, by the name of what looks."""
+
+    __tablename__ = "verbs_mark"
+    __table_args__ = (_MYSQL,)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    position: Mapped[int] = mapped_column(BigInteger)
+
+
 # --- The clock --------------------------------------------------------------------------------------------------------
 
 
@@ -263,10 +273,11 @@ def insert_unless_there(connection: Connection, table: type[OwnBase], values: Ma
     On MySQL that is instead an error that has `changing` run its work again: a transaction that met another's row
     there holds a lock on it, and two of those would wait for each other.
     """
-    if connection.dialect.name == "postgresql":
-        return connection.execute(postgresql.insert(table).values(values).on_conflict_do_nothing()).rowcount == 1
-    if connection.dialect.name == "sqlite":
-        return connection.execute(sqlite.insert(table).values(values).on_conflict_do_nothing()).rowcount == 1
+    dialect = connection.dialect.name
+    if dialect in ("postgresql", "sqlite"):
+        build = postgresql.insert if dialect == "postgresql" else sqlite.insert
+        query = build(table).values(values).on_conflict_do_nothing().returning(literal(1))
+        return connection.execute(query).first() is not None
     connection.execute(insert(table).values(values))
     return True
 
