@@ -20,7 +20,7 @@ from test.layers import Dialect
 from test.merging import index_of, merged, merger_of, source_of
 from test.strategies import Stack, archives, dialects, entries, examples, stacks
 from util.compression import decompressed
-from util.digest import Digest
+from util.digest import Digest, DigestMismatch, Readable
 from util.layerindex import LayerIndex, read_layer_index
 from util.problem import Malformed
 from util.streamlayerformat import LayerSource, StreamLayerMerger
@@ -202,3 +202,45 @@ def test_a_second_process_gives_the_same_bytes(tmp_path: Path, path_prefix: byte
         command = [sys.executable, "-c", SECOND_PROCESS, path_prefix.decode(), *names]
         found = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
         assert found.stdout.strip() == expected
+
+
+@examples(200)
+@given(stack=stacks(), dialect=dialects, path_prefix=path_prefixes, data=st.data())
+def test_a_range_is_a_slice_of_the_whole(
+    stack: Stack, dialect: Dialect, path_prefix: bytes, data: st.DataObject
+) -> None:
+    merger = merger_of(archives(sound(stack), dialect), path_prefix=path_prefix)
+    whole = b"".join(merger.get_generator())
+    for _ in range(5):
+        begin = data.draw(st.integers(0, len(whole)))
+        length = data.draw(st.integers(0, len(whole) - begin + 10))
+        assert b"".join(merger.get_range(begin, length)) == whole[begin : begin + length]
+
+
+def test_a_range_opens_the_layers_that_it_lies_in_and_no_others() -> None:
+    opened: list[int] = []
+
+    def counted(number: int, source: LayerSource) -> LayerSource:
+        def opener() -> Readable:
+            opened.append(number)
+            return source.open()
+
+        return LayerSource(source.digest, source.size, source.index, opener)
+
+    blobs = [layers.layer(layers.file(b"%d" % number, bytes(10_000))) for number in range(4)]
+    merger = StreamLayerMerger([counted(number, source_of(blob)) for number, blob in enumerate(blobs)])
+    whole = b"".join(merger.get_generator())
+    opened.clear()
+    begin = whole.index(b"2\0\0\0")
+    assert b"".join(merger.get_range(begin + 100, 5000)) == whole[begin + 100 : begin + 5100]
+    assert opened == [2]
+
+
+def test_a_range_to_the_end_of_a_layer_tells_of_wrong_bytes_in_it() -> None:
+    blob = layers.layer(layers.file(b"a", b"1"), layers.file(b"b", b"2"))
+    source = source_of(blob)
+    wrong = bytearray(blob)
+    wrong[512] = ord("x")
+    merger = StreamLayerMerger([LayerSource(source.digest, source.size, source.index, lambda: BytesIO(wrong))])
+    with pytest.raises(DigestMismatch):
+        list(merger.get_range(1500, merger.size))

@@ -1,330 +1,115 @@
-"""The merge plan: which entries of a stack of layers survive, and in which order they are written.
+"""The merge plan: in which order what survives of a stack of layers is written.
 
-The law: the reference is an unpacker that applies the layers in order to an empty disk, inside a root. The plan applies
-them to a flat table of real paths (no component of which is a symlink); it is a pure function of the layer indexes, and
-after it every size is known. Whiteouts of a layer act on the table before its entries do.
+The law: the plan is a pure function of the layer indexes, and after it every size is known. Each layer is read once,
+front to back, base first, so an entry is written where its payload lies. What must come earlier is moved there: a
+directory whose metadata comes from a higher layer is written where the lower one stood; an implied directory right
+before the first entry that needs it; the first surviving name of a hard-linked file at its payload.
 
-Each layer is read once, front to back, base first, so an entry is written where its payload lies. What must come
-earlier is moved there: a directory whose metadata comes from a higher layer is written where the lower one stood; an
-implied directory right before the first entry that needs it; the first surviving name of a hard-linked file at its
-payload.
-
-Layers whose order does not matter, and whose kinds do not clash with what is below, are applied as whole columns.
-OCI image-spec, layer.md, "Applying Changesets".
+It works on runs of neighbours that are written in the same way, found in columns of one byte per entry, because looking
+at each of a hundred thousand entries would take longer than inflating them.
 """
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from enum import Enum, auto
 
 from util.layerindex import (
     DIRECTORY,
+    JOINED,
     LINK,
+    PATCHABLE,
+    PRESENT,
     SYMLINK,
+    VERBATIM,
     LayerIndex,
     LayerLimits,
     LayerTooLarge,
-    MalformedLayer,
-    shown,
+    Sparse,
 )
-from util.tarheader import BLOCK, END_OF_ARCHIVE, is_plain, padding, render_header
+from util.mergetree import MergeTree
+from util.tarheader import BLOCK, END_OF_ARCHIVE, LONGEST_PREFIX, HeaderPatch, is_plain, padding, render_header
 
-_MAX_SYMLINKS = 40
-_NOT_VERBATIM = re.compile(rb"[^\x01\x03]")
-_NOT_JOINED = re.compile(rb"[^\x02\x03]")
-
-
-class DanglingHardLink(MalformedLayer):
-    """A hard link to a name that does not exist where it is made."""
-
-    code = "LAYER_HARD_LINK_DANGLING"
+_ALIVE = 0xFF
+_SPECIAL = 16
+_ANCHOR = 32
+_RUNS = re.compile(rb"[Ccj]j*|[Rr]r*|[Ssa]")
 
 
-class ParentNotDirectory(MalformedLayer):
-    """An entry below something that is neither a directory nor a symlink."""
+class How(Enum):
+    """How the entries of a run get into the output."""
 
-    code = "LAYER_PARENT_NOT_DIRECTORY"
+    COPY = auto()
+    """Header and payload as they lie in the layer's tar, one piece from the first to the last."""
+    PATCH = auto()
+    """The same, each header with the path prefix in the field that ustar has for it."""
+    RENDER = auto()
+    """Each header made anew, and its payload after it."""
 
 
-class SymlinkLoop(MalformedLayer):
-    """An entry below symlinks that lead to one another."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Entries `first` to `stop` of a layer, which are written one after the other in the same way."""
 
-    code = "LAYER_SYMLINK_LOOP"
+    how: How
+    first: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something to write: bytes of the layer's uncompressed tar from `begin` to `end`, and what goes before them.
+    """One entry that is not written under its own name, or not where it stands, or not with its own metadata.
 
-    `entry` is the number, in the whole stack, of the entry whose header is rendered first, -1 for an implied directory;
-    with `None` the bytes are headers and payloads that are copied as they are.
+    `entry` is the number, in the whole stack, of the entry whose metadata it has, -1 for an implied directory. From
+    `begin` to `end` its payload lies in the layer's uncompressed tar.
     """
 
-    begin: int
-    end: int
-    entry: int | None = None
+    entry: int
     path: bytes = b""
+    begin: int = 0
+    end: int = 0
     link: bytes | None = None
-
-
-class _Tree:
-    """What a disk would hold: real path → the entry that made it, or -1 minus where an implied directory stands."""
-
-    def __init__(self, indexes: Sequence[LayerIndex], layers: Sequence[str]) -> None:
-        self.indexes = indexes
-        self.layers = layers
-        self.bases = [0, *accumulate(map(len, indexes))]
-        self.kinds = b"".join(bytes(index.kinds) for index in indexes)
-        self.made: dict[bytes, int] = {}
-        self.metadata: dict[bytes, int] = {}
-        self.inodes: dict[int, int] = {}
-        self.moved: dict[int, bytes] = {}
-        self.root: int | None = None
-        self._sorted: list[bytes] = []
-        self._unsorted: list[bytes] = []
-
-    def is_directory(self, made: int) -> bool:
-        return made < 0 or self.kinds[made] == DIRECTORY
-
-    def apply(self, layer: int) -> None:
-        index = self.indexes[layer]
-        if index.whiteouts or index.opaques:
-            self._delete(index, layer)
-        if not self._apply_columns(index, layer):
-            base = self.bases[layer]
-            for entry, name in enumerate(index.names):
-                self._put(name, base + entry, index, entry, layer)
-
-    def _apply_columns(self, index: LayerIndex, layer: int) -> bool:
-        """Apply the layer at once where that is the same as entry by entry; otherwise do nothing and return False."""
-        if not index.tidy:
-            return False
-        made, kinds, names, base = self.made, index.kinds, index.names, self.bases[layer]
-        directories: list[tuple[bytes, int]] = []
-        implied: list[tuple[bytes, int]] = []
-        if made:
-            for path, entry in index.implied:
-                there = made.get(path)
-                if there is None:
-                    # Its parent may be a symlink; if that is real, its own parents came before it in this list.
-                    parent = path.rpartition(b"/")[0]
-                    if parent and parent not in made and not any(parent == other for other, _ in implied):
-                        return False
-                    if parent in made and not self.is_directory(made[parent]):
-                        return False
-                    implied.append((path, -1 - (base + entry)))
-                elif not self.is_directory(there):
-                    return False
-            order = None
-            for path in made.keys() & set(names):
-                order = order if order is not None else {name: entry for entry, name in enumerate(names)}
-                entry = order[path]
-                if (kinds[entry] == DIRECTORY) != self.is_directory(made[path]):
-                    return False
-                if kinds[entry] == DIRECTORY:
-                    directories.append((path, base + entry))
-        else:
-            implied = [(path, -1 - (base + entry)) for path, entry in index.implied]
-        inodes: dict[int, int] = {}
-        links = [entry for entry in index.links if kinds[entry] == LINK]
-        if links:
-            own = {name: entry for entry, name in enumerate(names)}
-            for entry in links:
-                target = own.get(index.links[entry])
-                if target is None or kinds[target] == DIRECTORY:
-                    return False
-                inodes[base + entry] = inodes.get(base + target, base + target)
-        kept = [(path, made[path]) for path, _ in directories]
-        made.update(implied)
-        made.update(zip(names, range(base, base + len(names)), strict=True))
-        made.update(kept)
-        self.metadata.update(directories)
-        self.inodes.update(inodes)
-        self._unsorted += names
-        self._unsorted += [path for path, _ in implied]
-        root = made.pop(b"", None)
-        if root is not None:
-            self.root = root
-            self.metadata.pop(b"", None)
-        return True
-
-    def _put(self, name: bytes, slot: int, index: LayerIndex, entry: int, layer: int) -> None:
-        kind = index.kinds[entry]
-        if not name:
-            self.root = slot
-            return
-        path = self._located(name, slot, layer, name)
-        there = self.made.get(path)
-        if kind == DIRECTORY:
-            if there is not None and self.is_directory(there):
-                self.metadata[path] = slot
-                return
-        elif there is not None and self.is_directory(there):
-            self._remove_below(path)
-        if there is not None:
-            self._remove(path)
-        if kind == LINK:
-            target = index.links[entry]
-            real = self._real(target, layer, name)
-            inode = None if real is None else self.made.get(real)
-            if inode is None:
-                raise DanglingHardLink(
-                    f"layer {self.layers[layer]}: entry {shown(name)} is a hard link to {shown(target)},"
-                    " which does not exist"
-                )
-            if self.is_directory(inode):
-                raise DanglingHardLink(
-                    f"layer {self.layers[layer]}: entry {shown(name)} is a hard link to the directory {shown(target)}"
-                )
-            self.inodes[slot] = self.inodes.get(inode, inode)
-        self.made[path] = slot
-        self._unsorted.append(path)
-        if path != name:
-            self.moved[slot] = path
-
-    def _located(self, name: bytes, slot: int, layer: int, entry: bytes) -> bytes:
-        """Return the real path of `name`, whose parents are made where they lack."""
-        parent, _, last = name.rpartition(b"/")
-        if not parent:
-            return name
-        there = self.made.get(parent)
-        if there is not None and self.is_directory(there):
-            return name
-        real = self._walk(parent, layer, entry) or b""
-        missing = real
-        while missing and missing not in self.made:
-            self.made[missing] = -1 - slot
-            self._unsorted.append(missing)
-            missing = missing.rpartition(b"/")[0]
-        return real + b"/" + last if real else last
-
-    def _real(self, name: bytes, layer: int, entry: bytes, *, deleting: LayerIndex | None = None) -> bytes | None:
-        """Return the real path of `name`, whose last component is not followed; it may not exist."""
-        parent, _, last = name.rpartition(b"/")
-        real = self._walk(parent, layer, entry, deleting=deleting)
-        if real is None:
-            return None
-        return real + b"/" + last if real else last
-
-    def _walk(self, path: bytes, layer: int, entry: bytes, *, deleting: LayerIndex | None = None) -> bytes | None:
-        """Return the real directory that `path` leads to, which may not exist yet.
-
-        `deleting` is the layer whose whiteouts are looked up. A symlink that it replaces by something else hides
-        nothing of the lower layers, nor does a file: the answer is None there. Overlay drivers mark such a
-        new directory as opaque.
-        """
-        waiting = path.split(b"/")[::-1] if path else []
-        here, followed = b"", 0
-        while waiting:
-            part = waiting.pop()
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                here = here.rpartition(b"/")[0]
-                continue
-            path = here + b"/" + part if here else part
-            there = self.made.get(path)
-            if there is None or self.is_directory(there):
-                here = path
-            elif self.kinds[there] == SYMLINK or self.kinds[self.inodes.get(there, there)] == SYMLINK:
-                if deleting is not None and self._replaces(deleting, path):
-                    return None
-                followed += 1
-                if followed > _MAX_SYMLINKS:
-                    raise SymlinkLoop(
-                        f"layer {self.layers[layer]}: entry {shown(entry)} lies below {shown(path)}, a loop of symlinks"
-                    )
-                target = self.link_of(self.inodes.get(there, there))
-                if target.startswith(b"/"):
-                    here = b""
-                waiting += target.split(b"/")[::-1]
-            elif deleting is not None:
-                return None
-            else:
-                raise ParentNotDirectory(
-                    f"layer {self.layers[layer]}: entry {shown(entry)} lies below {shown(path)}, which is no directory"
-                )
-        return here
-
-    @staticmethod
-    def _replaces(index: LayerIndex, path: bytes) -> bool:
-        return any(name == path and index.kinds[entry] != SYMLINK for entry, name in enumerate(index.names))
-
-    def link_of(self, slot: int) -> bytes:
-        layer = self.layer_of(slot)
-        return self.indexes[layer].links[slot - self.bases[layer]]
-
-    def layer_of(self, slot: int) -> int:
-        # Few layers, rarely asked: empty layers share a base, so the last that begins at or before the slot is meant.
-        low, high = 0, len(self.indexes)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.bases[middle] <= slot else (low, middle)
-        return low
-
-    def _delete(self, index: LayerIndex, layer: int) -> None:
-        # All are looked up in the tree as the lower layers left it, and only then carried out.
-        gone = [self._real(path, layer, path, deleting=index) for path in index.whiteouts]
-        emptied = [self._walk(path, layer, path, deleting=index) for path in index.opaques]
-        for directory in emptied:
-            if directory is not None:
-                self._remove_below(directory)
-        for path in gone:
-            if path is not None and (there := self.made.get(path)) is not None:
-                if self.is_directory(there):
-                    self._remove_below(path)
-                self._remove(path)
-
-    def _remove(self, path: bytes) -> None:
-        del self.made[path]
-        self.metadata.pop(path, None)
-
-    def _remove_below(self, directory: bytes) -> None:
-        if not directory:
-            self.made.clear()
-            self.metadata.clear()
-            self._sorted, self._unsorted = [], []
-            return
-        if self._unsorted:
-            self._sorted += self._unsorted
-            self._sorted.sort()
-            self._unsorted = []
-        # "0" is the byte after "/": between the two lie the names below the directory, and no others.
-        names = self._sorted
-        begin, end = bisect_left(names, directory + b"/"), bisect_left(names, directory + b"0")
-        for path in names[begin:end]:
-            if path in self.made:
-                self._remove(path)
-        del names[begin:end]
 
 
 class MergePlan:
     """What to write of each layer, in order, and how many bytes that makes."""
 
-    def __init__(self, tree: _Tree, path_prefix: bytes) -> None:
+    def __init__(self, tree: MergeTree, path_prefix: bytes) -> None:
         self._tree = tree
         self._prefix = path_prefix
+        self._how = How.PATCH if path_prefix else How.COPY
+        copyable = VERBATIM if not path_prefix else PATCHABLE if len(path_prefix) <= LONGEST_PREFIX else 0
+        self._classes = _classes(copyable)
+        self.patch = HeaderPatch(path_prefix)
+        self._alive = bytearray(tree.bases[-1])
         self._before: dict[int, list[tuple[bytes, int]]] = defaultdict(list)
         self._links: dict[int, bytes] = {}
         self._promoted: dict[int, tuple[bytes, int]] = {}
         self._rehomed: dict[int, tuple[bytes, int]] = {}
         self._find_homes()
-        self._alive = sorted(slot for slot in tree.made.values() if slot >= 0 and slot not in self._absent)
         self._anchors = sorted(self._before)
-        self.ends: list[int] = []
+        self._special = sorted({slot for slot in self._exceptions() if self._alive[slot] or slot in self._promoted})
+        root = self.root()
+        self.head = b"" if root is None else self.header(root)
+        """The header of the root itself, which comes first."""
+        measured = [self._measure(layer) for layer in range(len(tree.indexes))]
+        self.sizes = [size for size, _ in measured]
+        """How many bytes are written while each layer is read."""
+        self.ends = [end for _, end in measured]
         """Where, in each layer's uncompressed tar, the last byte that is written ends; 0 where none is."""
-        self.size = self._count()
+        self.size = len(self.head) + sum(self.sizes) + len(END_OF_ARCHIVE)
 
     def _find_homes(self) -> None:
-        """Decide which name of a hard-linked file carries its payload, and where directories stand."""
+        """Decide which entries are written, which name of a hard-linked file carries it, where directories stand."""
         tree = self._tree
         made, metadata = tree.made, tree.metadata
-        self._absent: set[int] = set()
+        alive = self._alive
         for path, slot in made.items():
-            if slot < 0:
+            if slot >= 0:
+                alive[slot] = _ALIVE
+            else:
                 self._before[-1 - slot].append((path, metadata.get(path, -1)))
         for path, slot in metadata.items():
             there = made[path]
@@ -344,7 +129,7 @@ class MergePlan:
             for slot, _ in linked[1:]:
                 self._links[slot] = home
             if first != inode:
-                self._absent.add(first)
+                alive[first] = 0
                 self._promoted[inode] = (home, inode)
                 self._raise_parents(home, inode)
         for standing in self._before.values():
@@ -359,7 +144,7 @@ class MergePlan:
             position = there if there >= 0 else -1 - there
             if position > slot or (there >= 0 and position == slot):
                 if there >= 0:
-                    self._absent.add(there)
+                    self._alive[there] = 0
                     metadata = self._tree.metadata.get(parent, there)
                     self._rehomed.pop(there, None)
                 else:
@@ -372,155 +157,175 @@ class MergePlan:
                     del self._tree.metadata[parent]
             parent = parent.rpartition(b"/")[0]
 
+    def _exceptions(self) -> Iterator[int]:
+        """Yield the slots that are not written as they stand in their layer."""
+        tree = self._tree
+        yield from tree.moved
+        yield from self._rehomed
+        yield from self._promoted
+        for slot, home in self._links.items():
+            if (
+                self._prefix
+                or not tree.flag_of(slot) & VERBATIM
+                or tree.kinds[slot] != LINK
+                or tree.link_of(slot) != home
+            ):
+                yield slot
+
     def root(self) -> Step | None:
         """Return the entry of the root itself, which comes first, if there is one."""
         if self._tree.root is None and not self._prefix:
             return None
-        return Step(0, 0, -1 if self._tree.root is None else self._tree.root)
+        return Step(-1 if self._tree.root is None else self._tree.root)
 
-    def steps(self, layer: int) -> Iterator[Step]:
+    def steps(self, layer: int) -> Iterator[Run | Step]:
         """Yield what is written while the layer is read, front to back."""
-        tree, index = self._tree, self._tree.indexes[layer]
-        base, stop = tree.bases[layer], tree.bases[layer + 1]
-        low, high = bisect_left(self._alive, base), bisect_left(self._alive, stop)
-        alive = self._alive[low:high]
-        if self._promoted:
-            alive = sorted({*alive, *(slot for slot in self._promoted if base <= slot < stop)})
-        anchors = self._anchors[bisect_left(self._anchors, base) : bisect_left(self._anchors, stop)]
-        if self._prefix:
-            yield from self._each(layer, alive, anchors)
-            return
-        # Where a run of bytes that can be copied as they are must end: something is missing, special or stands between.
-        special: set[int] = {base + match.start() for match in _NOT_VERBATIM.finditer(index.flags)}
-        for table in (tree.moved, self._rehomed, self._promoted, self._links):
-            special.update(slot for slot in table if base <= slot < stop)
-        special.update(
-            base + entry
-            for entry in index.links
-            if index.kinds[entry] == LINK and self._link(base + entry) != index.links[entry]
-        )
-        breaks = special.copy()
-        if len(alive) < stop - base:
-            breaks.update(set(range(base, stop)).difference(alive))
-        breaks.update(anchors)
-        breaks.update(base + match.start() for match in _NOT_JOINED.finditer(index.flags))
-        living = set(alive) if len(alive) < stop - base else range(base, stop)
-        begin = base
-        starts, end = index.starts, index.end
-        for slot in sorted(breaks):
-            if slot > begin:
-                yield Step(starts[begin - base], end(slot - 1 - base))
-            for path, metadata in self._before.get(slot, ()):
-                yield Step(0, 0, metadata, path)
-            begin = slot
-            if slot in special and slot in living:
-                yield self._rendered(slot, index, slot - base)
-                begin = slot + 1
-            elif slot not in living:
-                begin = slot + 1
-        if begin < stop:
-            yield Step(starts[begin - base], end(stop - 1 - base))
-
-    def _each(self, layer: int, alive: list[int], anchors: list[int]) -> Iterator[Step]:
         index, base = self._tree.indexes[layer], self._tree.bases[layer]
-        standing = 0
-        for slot in alive:
-            while standing < len(anchors) and anchors[standing] <= slot:
-                for path, metadata in self._before[anchors[standing]]:
-                    yield Step(0, 0, metadata, path)
-                standing += 1
-            yield self._rendered(slot, index, slot - base)
-        for anchor in anchors[standing:]:
-            for path, metadata in self._before[anchor]:
-                yield Step(0, 0, metadata, path)
+        columns = self._columns(layer).translate(self._classes)
+        for match in _RUNS.finditer(columns):
+            first, stop = match.span()
+            letter = columns[first]
+            if letter in b"CRSa":
+                for path, metadata in self._before[base + first]:
+                    yield Step(metadata, path)
+            if letter in b"Ccj":
+                yield Run(self._how, first, stop)
+            elif letter in b"Rr":
+                yield Run(How.RENDER, first, stop)
+            elif letter in b"Ss":
+                yield self._exception(base + first, index, first)
 
-    def _link(self, slot: int) -> bytes | None:
-        """Return the name that the entry at `slot` links to, None when it carries its own payload."""
-        return self._links.get(slot)
+    def _columns(self, layer: int) -> bytearray:
+        """Return the layer's flags, without those of entries that are gone, and with what the plan knows of each."""
+        tree = self._tree
+        base, stop = tree.bases[layer], tree.bases[layer + 1]
+        flags = int.from_bytes(tree.indexes[layer].flags, "little")
+        alive = int.from_bytes(self._alive[base:stop], "little")
+        columns = bytearray((flags & alive).to_bytes(stop - base, "little"))
+        for table, mark in ((self._special, _SPECIAL | PRESENT), (self._anchors, _ANCHOR)):
+            for slot in table[bisect_left(table, base) : bisect_left(table, stop)]:
+                columns[slot - base] |= mark
+        return columns
 
-    def _rendered(self, slot: int, index: LayerIndex, entry: int) -> Step:
+    def _exception(self, slot: int, index: LayerIndex, entry: int) -> Step:
         if slot in self._promoted:
             path, metadata = self._promoted[slot]
         elif slot in self._rehomed:
             path, metadata = self._rehomed[slot]
-            return Step(0, 0, metadata, path)
+            return Step(metadata, path)
         else:
             path, metadata = self._tree.moved.get(slot) or index.names[entry], slot
         if slot in self._links:
-            return Step(0, 0, metadata, path, self._links[slot])
+            return Step(metadata, path, link=self._links[slot])
         begin = index.payloads[entry]
-        return Step(begin, begin + index.sizes[entry], metadata, path)
+        return Step(metadata, path, begin, begin + index.sizes[entry])
 
     def header(self, step: Step) -> bytes:
         """Return the header that the step begins with, and all its extensions."""
-        return self._header(step, measure=False)
-
-    def _header(self, step: Step, *, measure: bool) -> bytes:
-        slot = step.entry
-        name = self._prefix + step.path
-        if slot is None:
-            return b""
+        slot, path = step.entry, step.path
         if slot < 0:
-            return render_header(name + b"/" if step.path else self._prefix or b"./", kind=b"5", mode=0o755)
-        layer = self._tree.layer_of(slot)
-        index, entry = self._tree.indexes[layer], slot - self._tree.bases[layer]
-        kind, link = index.kinds[entry], b""
-        size = 0
-        if step.link is not None:
-            inode = self._tree.inodes[slot]
-            layer = self._tree.layer_of(inode)
-            index, entry = self._tree.indexes[layer], inode - self._tree.bases[layer]
-            kind, link = LINK, self._prefix + step.link
+            name = self._prefix + path + b"/" if path else self._prefix or b"./"
+            return render_header(name, kind=b"5", mode=0o755)
+        tree = self._tree
+        # A hard link has its inode's metadata, whatever its own header says.
+        slot = slot if step.link is None else tree.inodes[slot]
+        layer = tree.layer_of(slot)
+        return self._rendered(tree.indexes[layer], slot - tree.bases[layer], path, step.link)
+
+    def headers(self, layer: int, run: Run) -> Iterator[bytes]:
+        """Yield the header of each entry of a run that is rendered, and all its extensions."""
+        index = self._tree.indexes[layer]
+        for entry in range(run.first, run.stop):
+            yield self._rendered(index, entry, index.names[entry], None)
+
+    def _rendered(self, index: LayerIndex, entry: int, path: bytes, hard: bytes | None) -> bytes:
+        """Return the header of `path` with the entry's metadata, as a hard link to `hard` where that is given."""
+        kind, link, size = index.kinds[entry], b"", 0
+        name = self._prefix + path
+        if hard is not None:
+            kind, link = LINK, self._prefix + hard
         elif kind == DIRECTORY:
-            name = name + b"/" if step.path else self._prefix or b"./"
+            name = name + b"/" if path else self._prefix or b"./"
         elif kind == SYMLINK:
             link = index.links[entry]
         else:
             size = index.file_size(entry)
-        uid, gid, mtime = index.uids[entry], index.gids[entry], index.mtimes[entry]
-        records = index.records.get(entry) if kind != LINK else None
-        if measure and not records and is_plain(name, link, (uid, gid), size, mtime):
-            return _SOME_BLOCK
         return render_header(
             name,
-            kind=bytes((kind,)),
+            kind=_KINDS[kind],
             mode=index.modes[entry],
-            uid=uid,
-            gid=gid,
+            uid=index.uids[entry],
+            gid=index.gids[entry],
             size=size,
-            mtime=mtime,
+            mtime=index.mtimes[entry],
             link=link,
             devices=index.devices.get(entry, (0, 0)) if kind != LINK else (0, 0),
-            records=records,
+            records=index.records.get(entry) if kind != LINK else None,
         )
 
-    def sparse_of(self, step: Step) -> tuple[int, tuple[tuple[int, int], ...]] | None:
-        """Return the full size and the pieces of the file that the step writes, None when it is stored as it is."""
-        if step.entry is None or step.entry < 0 or (step.end == step.begin and step.link is not None):
+    def lengths(self, layer: int, run: Run) -> Iterator[int]:
+        """Yield how many bytes each entry of a run that is rendered takes, its payload and padding included."""
+        index = self._tree.indexes[layer]
+        names, uids, gids, sizes, mtimes = index.names, index.uids, index.gids, index.sizes, index.mtimes
+        links, records, sparse, prefix = index.links, index.records, index.sparse, self._prefix
+        for entry in range(run.first, run.stop):
+            size = sizes[entry] if entry not in sparse else sparse[entry].size
+            # With a slash the name is a directory's; a file's that has no room for one is rendered to be measured.
+            name, link, owner = prefix + names[entry] + b"/", links.get(entry, b""), (uids[entry], gids[entry])
+            if entry not in records and is_plain(name, link, owner, size, mtimes[entry]):
+                yield BLOCK + size + -size % BLOCK
+            else:
+                yield len(self._rendered(index, entry, names[entry], None)) + size + -size % BLOCK
+
+    def sparse_of(self, step: Step) -> Sparse | None:
+        """Return where the pieces of the file that the step writes belong, None when it is stored as it is."""
+        if step.entry < 0 or step.link is not None:
             return None
         layer = self._tree.layer_of(step.entry)
-        sparse = self._tree.indexes[layer].sparse.get(step.entry - self._tree.bases[layer])
-        return (sparse.size, sparse.pieces) if sparse and step.link is None else None
+        return self._tree.indexes[layer].sparse.get(step.entry - self._tree.bases[layer])
 
-    def _count(self) -> int:
-        size = len(END_OF_ARCHIVE)
-        root = self.root()
-        if root is not None:
-            size += len(self.header(root))
-        for layer in range(len(self._tree.indexes)):
-            sparse = self._tree.indexes[layer].sparse
-            end = 0
-            for step in self.steps(layer):
-                length = step.end - step.begin
-                end = max(end, step.end if length else 0)
-                if step.entry is not None:
-                    size += len(self._header(step, measure=True))
-                    if sparse and (holes := self.sparse_of(step)):
-                        length = holes[0]
-                    length += padding(length)
-                size += length
-            self.ends.append(end)
-        return size
+    def length(self, step: Step) -> int:
+        """Return how many bytes the step takes, its payload and padding included."""
+        holes = self.sparse_of(step)
+        size = holes.size if holes else step.end - step.begin
+        return len(self.header(step)) + size + padding(size)
+
+    def without(self, layer: int, step: Run | Step, skip: int) -> tuple[Run | Step | None, int]:
+        """Return what is left of a step without its first `skip` bytes: whole entries, and the bytes still to skip."""
+        if isinstance(step, Step):
+            length = self.length(step)
+            return (None, skip - length) if skip >= length else (step, skip)
+        index, first = self._tree.indexes[layer], step.first
+        if step.how is How.RENDER:
+            for length in self.lengths(layer, step):
+                if skip < length:
+                    break
+                skip -= length
+                first += 1
+        else:
+            at, end = index.starts[first] + skip, index.end(step.stop - 1)
+            if at >= end:
+                return None, at - end
+            first = bisect_right(index.starts, at, first, step.stop) - 1
+            skip = at - index.starts[first]
+        return (None if first == step.stop else Run(step.how, first, step.stop)), skip
+
+    def _measure(self, layer: int) -> tuple[int, int]:
+        """Return how many bytes are written of a layer, and where the last of them ends in its tar."""
+        index, size, end = self._tree.indexes[layer], 0, 0
+        for step in self.steps(layer):
+            if isinstance(step, Step):
+                size += self.length(step)
+                end = step.end or end
+            elif step.how is How.RENDER:
+                size += sum(self.lengths(layer, step))
+                with_payload = (entry for entry in range(step.stop - 1, step.first - 1, -1) if index.sizes[entry])
+                last = next(with_payload, None)
+                end = end if last is None else index.payloads[last] + index.sizes[last]
+            else:
+                end = index.end(step.stop - 1)
+                size += end - index.starts[step.first]
+        return size, end
 
     def entry_of(self, path: bytes) -> tuple[int, int] | None:
         """Return the layer and the entry whose payload the name `path` has; symlinks are not followed."""
@@ -532,7 +337,30 @@ class MergePlan:
         return layer, slot - self._tree.bases[layer]
 
 
-_SOME_BLOCK = bytes(BLOCK)
+_KINDS = [bytes((kind,)) for kind in range(256)]
+
+
+def _classes(copyable: int) -> bytes:
+    """Return the table that makes of an entry's column the letter of how it is written.
+
+    `copyable` is the flag of what can be copied. C, R and S begin with directories that stand before them; j goes on
+    with what a C or c began; what has gone is a dot, or an a where directories stand there.
+    """
+    table = bytearray(b"." * 256)
+    for column in range(64):
+        anchored = bool(column & _ANCHOR)
+        if not column & PRESENT:
+            letter = b"a" if anchored else b"."
+        elif column & _SPECIAL:
+            letter = b"S" if anchored else b"s"
+        elif not column & copyable:
+            letter = b"R" if anchored else b"r"
+        elif anchored:
+            letter = b"C"
+        else:
+            letter = b"j" if column & JOINED else b"c"
+        table[column] = letter[0]
+    return bytes(table)
 
 
 def plan_merge(
@@ -553,7 +381,7 @@ def plan_merge(
         raise LayerTooLarge(
             f"the image has {entries} entries; at most {limits.max_entries} are allowed (VERBS_MAX_ENTRIES)"
         )
-    tree = _Tree(indexes, layers)
+    tree = MergeTree(indexes, layers)
     for layer in range(len(indexes)):
         tree.apply(layer)
     plan = MergePlan(tree, path_prefix)

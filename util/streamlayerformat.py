@@ -3,21 +3,24 @@
 The law: each layer is read once, front to back, and closed before its successor's bytes are written; one that nothing
 survives of is not opened. The size is exact before the first byte. What a layer's bytes are is verified to their end,
 also past the last survivor, so a wrong blob ends the stream with an error, never with a short or a changed image.
-Memory is bounded by what is read ahead, whatever the image holds.
+Memory is bounded by what is read ahead, whatever the image holds; what is inflated before its turn waits on disk.
 """
 
 import hashlib
+from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from util.compression import decompressed
 from util.digest import Digest, DigestMismatch, Readable
-from util.layerindex import LayerIndex, LayerLimits, TruncatedLayer
-from util.mergeplan import MergePlan, Step, plan_merge
+from util.layerindex import LayerIndex, LayerLimits, Sparse, TruncatedLayer
+from util.mergeplan import How, MergePlan, Run, Step, plan_merge
 from util.readahead import ReadAhead
-from util.tarheader import END_OF_ARCHIVE, padding
+from util.tarheader import BLOCK, END_OF_ARCHIVE, HeaderPatch, padding
 
-_AHEAD = 12 << 20
+_AHEAD = 8 << 20
+_SPILL = 512 << 20
 _TOGETHER = 2
 _OUTPUT = 256 << 10
 _ZEROS = bytes(64 << 10)
@@ -131,59 +134,71 @@ class StreamLayerMerger:
         return self._layers[layer].index.kept.get(entry)
 
     def get_generator(self) -> Generator[bytes, None, None]:
-        """Yield the tar. Opened layers are closed when the generator ends or is closed.
+        """Yield the tar, and compute its `diff_id`. Opened layers are closed when the generator ends or is closed.
 
         Raises DigestMismatch, CorruptStream, TruncatedStream, TruncatedLayer and what opening a layer raises.
         """
         hasher = hashlib.sha256()
-        for chunk in self._batched():
+        for chunk in self.get_range(0, self.size):
             hasher.update(chunk)
             yield chunk
         self._diff_id = Digest("sha256", hasher.hexdigest())
 
-    def _batched(self) -> Iterator[bytes]:
-        """Join small parts, and hand large ones on as they are."""
-        parts: list[bytes] = []
-        length = 0
-        stream = self._parts()
+    def get_range(self, offset: int, length: int) -> Generator[bytes, None, None]:
+        """Yield `length` bytes of the tar from `offset`, fewer where it ends, in pieces of any size.
+
+        Layers that have no byte in the range are not opened; one in which it ends is not read further, so that its
+        digest stays unverified. Raises what `get_generator` raises.
+        """
+        parts: list[bytes | bytearray] = []
+        waiting = 0
+        stream = self._parts(offset, min(offset + length, self.size))
         try:
             for part in stream:
                 parts.append(part)
-                length += len(part)
-                if length >= _OUTPUT:
-                    yield parts[0] if len(parts) == 1 else b"".join(parts)
-                    parts, length = [], 0
+                waiting += len(part)
+                if waiting >= _OUTPUT:
+                    yield b"".join(parts)
+                    parts, waiting = [], 0
             if parts:
                 yield b"".join(parts)
         finally:
             stream.close()
 
-    def _parts(self) -> Generator[bytes, None, None]:
+    def _parts(self, begin: int, stop: int) -> Generator[bytes | bytearray, None, None]:
+        """Yield the bytes from `begin` to `stop`, uncopied where that is possible."""
         plan = self._plan
-        root = plan.root()
-        if root is not None:
-            yield plan.header(root)
-        ends = plan.ends
-        waiting = [layer for layer, end in enumerate(ends) if end]
+        if plan.head[begin:stop]:
+            yield plan.head[begin:stop]
+        bounds = list(accumulate(plan.sizes, initial=len(plan.head)))
+        wanted = [
+            layer for layer, size in enumerate(plan.sizes) if size and bounds[layer] < stop > begin < bounds[layer + 1]
+        ]
+        waiting = [layer for layer in wanted if plan.ends[layer]]
         running: dict[int, ReadAhead] = {}
         try:
-            for layer, end in enumerate(ends):
-                if not end:
-                    for step in plan.steps(layer):
-                        yield plan.header(step)
-                    continue
+            for layer in wanted:
                 while waiting and len(running) < _TOGETHER:
                     following = waiting.pop(0)
-                    running[following] = self._read_ahead(following, ends)
-                yield from self._layer(layer, running[layer])
-                running.pop(layer).close()
+                    running[following] = self._read_ahead(following, spill=_SPILL if running else 0)
+                ahead = running.get(layer)
+                parts = self._layer(layer, ahead or iter(()), max(begin - bounds[layer], 0))
+                yield from _at_most(parts, stop - max(begin, bounds[layer]))
+                if ahead is not None:
+                    if stop >= bounds[layer + 1]:
+                        # The verdict on the blob's digest comes after its last piece.
+                        for _ in ahead:
+                            pass
+                    running.pop(layer).close()
         finally:
             for ahead in running.values():
                 ahead.close()
-        yield END_OF_ARCHIVE
+        rest = END_OF_ARCHIVE[max(begin - bounds[-1], 0) : max(stop - bounds[-1], 0)]
+        if rest:
+            yield rest
 
-    def _read_ahead(self, layer: int, ends: Sequence[int]) -> ReadAhead:
-        source, end = self._layers[layer], ends[layer]
+    def _read_ahead(self, layer: int, *, spill: int) -> ReadAhead:
+        source, end = self._layers[layer], self._plan.ends[layer]
 
         def pieces() -> Iterator[bytes]:
             blob = _VerifiedBlob(source)
@@ -198,37 +213,88 @@ class StreamLayerMerger:
             finally:
                 blob.close()
 
-        return ReadAhead(pieces, budget=_AHEAD)
+        return ReadAhead(pieces, budget=_AHEAD, spill=spill)
 
-    def _layer(self, layer: int, ahead: ReadAhead) -> Iterator[bytes]:
-        plan, tar = self._plan, _Tar(ahead, self._layers[layer].digest)
-        sparse = bool(self._layers[layer].index.sparse)
+    def _layer(self, layer: int, pieces: Iterator[bytes], skip: int) -> Iterator[bytes | bytearray]:
+        """Yield what is written of a layer, without the first `skip` bytes."""
+        plan, tar = self._plan, _Tar(pieces, self._layers[layer].digest)
         for step in plan.steps(layer):
-            if step.entry is None:
-                yield from tar.slices(step.begin, step.end)
+            if not skip:
+                yield from self._written(layer, step, tar)
                 continue
+            rest, skip = plan.without(layer, step, skip)
+            if rest is not None:
+                yield from _without(self._written(layer, rest, tar), skip)
+                skip = 0
+
+    def _written(self, layer: int, step: Run | Step, tar: _Tar) -> Iterator[bytes | bytearray]:
+        plan, index = self._plan, self._layers[layer].index
+        if isinstance(step, Step):
             yield plan.header(step)
-            holes = plan.sparse_of(step) if sparse else None
-            if holes is not None:
-                yield from _expanded(tar, step, *holes)
-                continue
-            if step.end > step.begin:
-                yield from tar.slices(step.begin, step.end)
-                if rest := padding(step.end - step.begin):
-                    yield bytes(rest)
-        # The verdict on the blob's digest comes after its last piece.
-        for _ in ahead:
-            pass
+            yield from _payload(tar, step.begin, step.end, plan.sparse_of(step))
+        elif step.how is How.RENDER:
+            payloads, sizes, sparse = index.payloads, index.sizes, index.sparse
+            for entry, header in enumerate(plan.headers(layer, step), step.first):
+                yield header
+                if sizes[entry] or entry in sparse:
+                    begin = payloads[entry]
+                    yield from _payload(tar, begin, begin + sizes[entry], sparse.get(entry))
+        else:
+            slices = tar.slices(index.starts[step.first], index.end(step.stop - 1))
+            if step.how is How.COPY:
+                yield from slices
+            else:
+                yield from _patched(slices, index.starts[step.first : step.stop], plan.patch)
 
 
-def _expanded(tar: _Tar, step: Step, size: int, pieces: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-    position, stored = 0, step.begin
-    for offset, length in (*pieces, (size, 0)):
+def _payload(tar: _Tar, begin: int, end: int, sparse: Sparse | None) -> Iterator[bytes]:
+    """Yield the bytes from `begin` to `end` with the holes of a sparse file between them, and what pads them."""
+    if sparse is None:
+        yield from tar.slices(begin, end)
+        if rest := padding(end - begin):
+            yield bytes(rest)
+        return
+    position = 0
+    for offset, length in (*sparse.pieces, (sparse.size, 0)):
         yield from _zeros(offset - position)
-        yield from tar.slices(stored, stored + length)
-        stored += length
+        yield from tar.slices(begin, begin + length)
+        begin += length
         position = offset + length
-    yield from _zeros(padding(size))
+    yield from _zeros(padding(sparse.size))
+
+
+def _patched(pieces: Iterator[bytes], starts: "array[int]", patch: HeaderPatch) -> Iterator[bytearray]:
+    """Yield `pieces`, which begin at the first of `starts`, with each header that starts there patched."""
+    position, rest, following = starts[0], b"", 0
+    for piece in pieces:
+        buffer = bytearray(rest)
+        buffer += piece
+        last = position + len(buffer) - BLOCK
+        while following < len(starts) and starts[following] <= last:
+            patch.apply(buffer, starts[following] - position)
+            following += 1
+        rest = b""
+        if following < len(starts) and (cut := starts[following] - position) < len(buffer):
+            rest = bytes(buffer[cut:])
+            del buffer[cut:]
+        position += len(buffer)
+        yield buffer
+
+
+def _at_most(parts: Iterator[bytes | bytearray], room: int) -> Iterator[bytes | bytearray]:
+    for part in parts:
+        if len(part) >= room:
+            yield part[:room]
+            return
+        room -= len(part)
+        yield part
+
+
+def _without(parts: Iterator[bytes | bytearray], skip: int) -> Iterator[bytes | bytearray]:
+    for part in parts:
+        if skip < len(part):
+            yield part[skip:] if skip else part
+        skip = max(skip - len(part), 0)
 
 
 def _zeros(count: int) -> Iterator[bytes]:

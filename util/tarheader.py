@@ -15,10 +15,15 @@ from util.problem import Malformed
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
+_USTAR = b"ustar\x0000"
+_USTAR_SUM = sum(_USTAR)
+_GNU_SUM = sum(b"ustar  \0")
 _MAX_ID = 0o7777777
 _MAX_OCTAL_12 = 0o77777777777
 _NAME = 100
 _PREFIX = 155
+LONGEST_PREFIX = _PREFIX + 1
+"""Bytes that a path prefix, its slash included, may have to fit before any name."""
 
 
 class MalformedHeader(Malformed):
@@ -36,7 +41,7 @@ def checksum(block: bytes) -> int:
     """Return the sum of the header `block`'s bytes, its checksum field counted as blanks."""
     # The low half of an Adler-32 is a sum of bytes plus one, exact for so few bytes, and a tenth of the cost of sum().
     total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
-    return total - sum(block[148:156]) + 8 * 32
+    return total - (adler32(block[148:156]) & 0xFFFF) + 1 + 8 * 32
 
 
 def signed_checksum(block: bytes) -> int:
@@ -92,7 +97,7 @@ def parse_pax_records(payload: bytes) -> list[tuple[bytes, bytes]]:
     return records
 
 
-def _is_utf8(text: bytes) -> bool:
+def is_utf8(text: bytes) -> bool:
     try:
         text.decode()
     except UnicodeDecodeError:
@@ -100,15 +105,14 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def _split(name: bytes) -> tuple[bytes, bytes] | None:
-    """Return ustar's (prefix, name) for a long name, None where no slash stands in the right place."""
-    if len(name) > _NAME + _PREFIX + 1:
-        return None
-    # The slash that ends a directory's name cannot be the one that parts it.
-    slash = name.rfind(b"/", 0, min(_PREFIX + 1, len(name) - 1))
-    if slash <= 0 or len(name) - slash - 1 > _NAME:
-        return None
-    return name[:slash], name[slash + 1 :]
+def _split(name: bytes) -> tuple[bytes, bytes]:
+    """Return ustar's (prefix, name); the name is too long where no slash of a long one stands in the right place."""
+    if _NAME < len(name) <= _NAME + _PREFIX + 1:
+        # The slash that ends a directory's name cannot be the one that parts it.
+        slash = name.rfind(b"/", 0, min(_PREFIX + 1, len(name) - 1))
+        if slash > 0 and len(name) - slash - 1 <= _NAME:
+            return name[:slash], name[slash + 1 :]
+    return b"", name
 
 
 def _base256(value: int, length: int) -> bytes:
@@ -136,10 +140,28 @@ def _extension(kind: bytes, name: bytes, payload: bytes) -> bytes:
     return _block(kind, (b"", name), b"", numbers, _NO_DEVICES) + payload + bytes(padding(len(payload)))
 
 
+class HeaderPatch:
+    """Puts `path_prefix` before the names in headers of one block whose prefix field is free."""
+
+    def __init__(self, path_prefix: bytes) -> None:
+        self._prefix = path_prefix.removesuffix(b"/")
+        self._sum = sum(self._prefix)
+        self._stop = 345 + len(self._prefix)
+
+    def apply(self, buffer: bytearray, at: int) -> None:
+        """Change the header at `at`, whose checksum is six digits; GNU's old form becomes ustar."""
+        total = int(buffer[at + 148 : at + 154], 8) + self._sum
+        if buffer[at + 262] == 0x20:
+            buffer[at + 257 : at + 265] = _USTAR
+            total += _USTAR_SUM - _GNU_SUM
+        buffer[at + 148 : at + 154] = b"%06o" % total
+        buffer[at + 345 : at + self._stop] = self._prefix
+
+
 def is_plain(name: bytes, link: bytes, owner: tuple[int, int], size: int, mtime: int) -> bool:
-    """Return whether one block holds these values for sure; if not, rendering decides."""
+    """Return whether one block holds these values, for an entry that has no further records and is no device."""
     return (
-        len(name) <= _NAME
+        (len(name) <= _NAME or len(_split(name)[1]) <= _NAME)
         and len(link) <= _NAME
         and max(owner) <= _MAX_ID
         and size <= _MAX_OCTAL_12
@@ -168,21 +190,19 @@ def render_header(
     if not records and is_plain(name, link, (uid, gid), size, mtime):
         numbers = _PLAIN_NUMBERS % (mode, uid, gid, size, mtime)
         plain = _NO_DEVICES if devices == (0, 0) else b"".join(map(_device, devices))
-        return _block(kind, (b"", name), link, numbers, plain)
+        return _block(kind, _split(name), link, numbers, plain)
     extended = dict(records or {})
-    leading, prefix, short, target = b"", b"", name, link
-    if len(name) > _NAME:
-        if split := _split(name):
-            prefix, short = split
+    leading, target = b"", link
+    prefix, short = _split(name)
+    if len(short) > _NAME:
+        short = name[:_NAME]
+        if is_utf8(name):
+            extended[b"path"] = name
         else:
-            short = name[:_NAME]
-            if _is_utf8(name):
-                extended[b"path"] = name
-            else:
-                leading += _extension(b"L", b"././@LongLink", name + b"\0")
+            leading += _extension(b"L", b"././@LongLink", name + b"\0")
     if len(link) > _NAME:
         target = link[:_NAME]
-        if _is_utf8(link):
+        if is_utf8(link):
             extended[b"linkpath"] = link
         else:
             leading += _extension(b"K", b"././@LongLink", link + b"\0")

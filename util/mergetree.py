@@ -1,0 +1,278 @@
+"""The tree of a merge: which names a disk would hold after a stack of layers was unpacked on it, one after the other.
+
+The law: the reference is an unpacker that applies the layers in order to an empty disk, inside a root. The tree is a
+flat table of real paths (no component of which is a symlink). Whiteouts of a layer act on it before its entries do.
+
+Layers whose order does not matter, and whose kinds do not clash with what is below, are applied as whole columns.
+OCI image-spec, layer.md, "Applying Changesets".
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+
+from util.layerindex import DIRECTORY, LINK, SYMLINK, LayerIndex, MalformedLayer, shown
+
+_MAX_SYMLINKS = 40
+
+
+class DanglingHardLink(MalformedLayer):
+    """A hard link to a name that does not exist where it is made."""
+
+    code = "LAYER_HARD_LINK_DANGLING"
+
+
+class ParentNotDirectory(MalformedLayer):
+    """An entry below something that is neither a directory nor a symlink."""
+
+    code = "LAYER_PARENT_NOT_DIRECTORY"
+
+
+class SymlinkLoop(MalformedLayer):
+    """An entry below symlinks that lead to one another."""
+
+    code = "LAYER_SYMLINK_LOOP"
+
+
+class MergeTree:
+    """What a disk would hold: real path → the entry that made it, or -1 minus where an implied directory stands."""
+
+    def __init__(self, indexes: Sequence[LayerIndex], layers: Sequence[str]) -> None:
+        self.indexes = indexes
+        self.layers = layers
+        self.bases = [0, *accumulate(map(len, indexes))]
+        self.kinds = b"".join(bytes(index.kinds) for index in indexes)
+        self.made: dict[bytes, int] = {}
+        self.metadata: dict[bytes, int] = {}
+        self.inodes: dict[int, int] = {}
+        self.moved: dict[int, bytes] = {}
+        self.root: int | None = None
+        self._sorted: list[bytes] = []
+        self._unsorted: list[bytes] = []
+        self._others_of: int | None = None
+        self._other_names: set[bytes] = set()
+
+    def is_directory(self, made: int) -> bool:
+        return made < 0 or self.kinds[made] == DIRECTORY
+
+    def apply(self, layer: int) -> None:
+        index = self.indexes[layer]
+        if index.whiteouts or index.opaques:
+            self._delete(index, layer)
+        if not self._apply_columns(index, layer):
+            base = self.bases[layer]
+            for entry, name in enumerate(index.names):
+                self._put(name, base + entry, index, entry, layer)
+
+    def _apply_columns(self, index: LayerIndex, layer: int) -> bool:
+        """Apply the layer at once where that is the same as entry by entry; otherwise do nothing and return False."""
+        if not index.tidy:
+            return False
+        made, kinds, names, base = self.made, index.kinds, index.names, self.bases[layer]
+        directories: list[tuple[bytes, int]] = []
+        implied: list[tuple[bytes, int]] = []
+        if made:
+            for path, entry in index.implied:
+                there = made.get(path)
+                if there is None:
+                    # Its parent may be a symlink; if that is real, its own parents came before it in this list.
+                    parent = path.rpartition(b"/")[0]
+                    if parent and parent not in made and not any(parent == other for other, _ in implied):
+                        return False
+                    if parent in made and not self.is_directory(made[parent]):
+                        return False
+                    implied.append((path, -1 - (base + entry)))
+                elif not self.is_directory(there):
+                    return False
+            order = None
+            for path in made.keys() & set(names):
+                order = order if order is not None else {name: entry for entry, name in enumerate(names)}
+                entry = order[path]
+                if (kinds[entry] == DIRECTORY) != self.is_directory(made[path]):
+                    return False
+                if kinds[entry] == DIRECTORY:
+                    directories.append((path, base + entry))
+        else:
+            implied = [(path, -1 - (base + entry)) for path, entry in index.implied]
+        inodes: dict[int, int] = {}
+        links = [entry for entry in index.links if kinds[entry] == LINK]
+        if links:
+            own = {name: entry for entry, name in enumerate(names)}
+            for entry in links:
+                target = own.get(index.links[entry])
+                if target is None or kinds[target] == DIRECTORY:
+                    return False
+                inodes[base + entry] = inodes.get(base + target, base + target)
+        kept = [(path, made[path]) for path, _ in directories]
+        made.update(implied)
+        made.update(zip(names, range(base, base + len(names)), strict=True))
+        made.update(kept)
+        self.metadata.update(directories)
+        self.inodes.update(inodes)
+        self._unsorted += names
+        self._unsorted += [path for path, _ in implied]
+        root = made.pop(b"", None)
+        if root is not None:
+            self.root = root
+            self.metadata.pop(b"", None)
+        return True
+
+    def _put(self, name: bytes, slot: int, index: LayerIndex, entry: int, layer: int) -> None:
+        kind = index.kinds[entry]
+        if not name:
+            self.root = slot
+            return
+        path = self._located(name, slot, layer, name)
+        there = self.made.get(path)
+        if kind == DIRECTORY:
+            if there is not None and self.is_directory(there):
+                self.metadata[path] = slot
+                return
+        elif there is not None and self.is_directory(there):
+            self._remove_below(path)
+        if there is not None:
+            self._remove(path)
+        if kind == LINK:
+            target = index.links[entry]
+            real = self._real(target, layer, name)
+            inode = None if real is None else self.made.get(real)
+            if inode is None:
+                raise DanglingHardLink(
+                    f"layer {self.layers[layer]}: entry {shown(name)} is a hard link to {shown(target)},"
+                    " which does not exist"
+                )
+            if self.is_directory(inode):
+                raise DanglingHardLink(
+                    f"layer {self.layers[layer]}: entry {shown(name)} is a hard link to the directory {shown(target)}"
+                )
+            self.inodes[slot] = self.inodes.get(inode, inode)
+        self.made[path] = slot
+        self._unsorted.append(path)
+        if path != name:
+            self.moved[slot] = path
+
+    def _located(self, name: bytes, slot: int, layer: int, entry: bytes) -> bytes:
+        """Return the real path of `name`, whose parents are made where they lack."""
+        parent, _, last = name.rpartition(b"/")
+        if not parent:
+            return name
+        there = self.made.get(parent)
+        if there is not None and self.is_directory(there):
+            return name
+        real = self._walk(parent, layer, entry) or b""
+        missing = real
+        while missing and missing not in self.made:
+            self.made[missing] = -1 - slot
+            self._unsorted.append(missing)
+            missing = missing.rpartition(b"/")[0]
+        return real + b"/" + last if real else last
+
+    def _real(self, name: bytes, layer: int, entry: bytes, *, deleting: bool = False) -> bytes | None:
+        """Return the real path of `name`, whose last component is not followed; it may not exist."""
+        parent, _, last = name.rpartition(b"/")
+        real = self._walk(parent, layer, entry, deleting=deleting)
+        if real is None:
+            return None
+        return real + b"/" + last if real else last
+
+    def _walk(self, path: bytes, layer: int, entry: bytes, *, deleting: bool = False) -> bytes | None:
+        """Return the real directory that `path` leads to, which may not exist yet.
+
+        `deleting` says that the layer's whiteouts are looked up. A symlink that it replaces by something else hides
+        nothing of the lower layers, nor does a file: the answer is None there. Overlay drivers mark such a
+        new directory as opaque.
+        """
+        there = self.made.get(path)
+        if there is not None and self.is_directory(there):
+            return path
+        waiting = path.split(b"/")[::-1] if path else []
+        here, followed = b"", 0
+        while waiting:
+            part = waiting.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                here = here.rpartition(b"/")[0]
+                continue
+            path = here + b"/" + part if here else part
+            there = self.made.get(path)
+            if there is None or self.is_directory(there):
+                here = path
+            elif self.kinds[there] == SYMLINK or self.kinds[self.inodes.get(there, there)] == SYMLINK:
+                if deleting and path in self._others(layer):
+                    return None
+                followed += 1
+                if followed > _MAX_SYMLINKS:
+                    raise SymlinkLoop(
+                        f"layer {self.layers[layer]}: entry {shown(entry)} lies below {shown(path)}, a loop of symlinks"
+                    )
+                target = self.link_of(self.inodes.get(there, there))
+                if target.startswith(b"/"):
+                    here = b""
+                waiting += target.split(b"/")[::-1]
+            elif deleting:
+                return None
+            else:
+                raise ParentNotDirectory(
+                    f"layer {self.layers[layer]}: entry {shown(entry)} lies below {shown(path)}, which is no directory"
+                )
+        return here
+
+    def _others(self, layer: int) -> set[bytes]:
+        """Return the names for which the layer has something else than a symlink."""
+        if self._others_of != layer:
+            index = self.indexes[layer]
+            self._others_of = layer
+            self._other_names = {name for name, kind in zip(index.names, index.kinds, strict=True) if kind != SYMLINK}
+        return self._other_names
+
+    def link_of(self, slot: int) -> bytes:
+        layer = self.layer_of(slot)
+        return self.indexes[layer].links[slot - self.bases[layer]]
+
+    def flag_of(self, slot: int) -> int:
+        layer = self.layer_of(slot)
+        return self.indexes[layer].flags[slot - self.bases[layer]]
+
+    def layer_of(self, slot: int) -> int:
+        # Few layers, rarely asked: empty layers share a base, so the last that begins at or before the slot is meant.
+        low, high = 0, len(self.indexes)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.bases[middle] <= slot else (low, middle)
+        return low
+
+    def _delete(self, index: LayerIndex, layer: int) -> None:
+        # All are looked up in the tree as the lower layers left it, and only then carried out.
+        gone = [self._real(path, layer, path, deleting=True) for path in index.whiteouts]
+        emptied = [self._walk(path, layer, path, deleting=True) for path in index.opaques]
+        for directory in emptied:
+            if directory is not None:
+                self._remove_below(directory)
+        for path in gone:
+            if path is not None and (there := self.made.get(path)) is not None:
+                if self.is_directory(there):
+                    self._remove_below(path)
+                self._remove(path)
+
+    def _remove(self, path: bytes) -> None:
+        del self.made[path]
+        self.metadata.pop(path, None)
+
+    def _remove_below(self, directory: bytes) -> None:
+        if not directory:
+            self.made.clear()
+            self.metadata.clear()
+            self._sorted, self._unsorted = [], []
+            return
+        if self._unsorted:
+            self._sorted += self._unsorted
+            self._sorted.sort()
+            self._unsorted = []
+        # "0" is the byte after "/": between the two lie the names below the directory, and no others.
+        names = self._sorted
+        begin, end = bisect_left(names, directory + b"/"), bisect_left(names, directory + b"0")
+        for path in names[begin:end]:
+            if path in self.made:
+                self._remove(path)
+        del names[begin:end]
