@@ -230,7 +230,10 @@ def test_quay_s_uris_of_postgresql_are_taken(uri: str) -> None:
     [
         ("hunter2", "the database URL is none"),
         ("postgresql://quay:hunter2@db:port/quay", "the database URL is none"),
-        ("oracle://quay:hunter2@db/quay", "databases of kind oracle are not read; there are: postgresql, mysql, sqlite"),
+        (
+            "oracle://quay:hunter2@db/quay",
+            "databases of kind oracle are not read; there are: postgresql, mysql, sqlite",
+        ),
     ],
 )
 def test_a_uri_that_cannot_be_used_is_told_without_its_password(uri: str, fact: str) -> None:

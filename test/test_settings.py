@@ -21,6 +21,14 @@ def test_the_data_dir_carries_the_database_and_the_storage() -> None:
     assert settings.storage_config["default"].parameters == {"storage_path": "/srv/verbs/storage"}
 
 
+def test_our_own_tables_lie_beside_the_registry_s_unless_they_have_a_database_of_their_own() -> None:
+    assert Settings.parse({}).own_db_uri == Settings().own_db_uri == Settings().db_uri
+    assert Settings.parse({"DB_URI": "postgresql://quay@db/quay"}).own_db_uri == "postgresql://quay@db/quay"
+    settings = Settings.parse({"DB_URI": "postgresql://quay@db/quay", "VERBS_DB_URI": "mysql+pymysql://v@db/verbs"})
+    assert (settings.db_uri, settings.own_db_uri) == ("postgresql://quay@db/quay", "mysql+pymysql://v@db/verbs")
+    assert not settings.embedded_database
+
+
 def test_a_configuration_of_quay_is_taken_as_it_is() -> None:
     settings = Settings.parse(
         {
