@@ -7,9 +7,10 @@ digest while a tag that has not ended, hidden or not, leads to it. What is delet
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVarTuple
+from typing import Any, Protocol, TypeVarTuple, cast
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, null, or_, select
+from sqlalchemy import CTE, ColumnElement, Connection, Select, and_, case, exists, func, null, or_, select, tuple_
+from sqlalchemy.orm import aliased
 
 from data.database import (
     MARKED_FOR_DELETION,
@@ -111,6 +112,20 @@ class BlobLocation:
     locations: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Referred:
+    """A manifest of a repository, and the tag or digest that led to it, maybe by way of an image index."""
+
+    namespace: str
+    repository: str
+    reference: str
+    manifest_digest: str
+
+    @property
+    def by_tag(self) -> bool:
+        return ":" not in self.reference
+
+
 class Registry(Protocol):
     """What has to be known of a registry. `repository` may have slashes."""
 
@@ -131,6 +146,12 @@ class Registry(Protocol):
 
     def tag_digests(self, namespace: str, repository: str) -> dict[str, str]:
         """Return the digest of the manifest that each tag that is alive means; none where there is no repository."""
+
+    def still_leading(self, referred: Iterable[Referred]) -> set[Referred]:
+        """Return those of `referred` that `manifest` would still find by the reference: a tag that has not moved, too.
+
+        Of a disabled namespace too: it may be enabled again.
+        """
 
     def repositories(self, *, namespace: str | None = None, after: int = 0, limit: int = 1000) -> list[RepositoryName]:
         """Return the first `limit` repositories of images whose id is above `after`; disabled namespaces have none."""
@@ -164,8 +185,8 @@ class SqlRegistry:
         return RepositoryInfo(number, kind, visibility == "public", enabled)
 
     def manifest(self, namespace: str, repository: str, reference: str) -> TagManifest:
-        columns: Select[Any] = select(Manifest.digest, MediaType.name, Manifest.manifest_bytes, Manifest.repository_id)
-        query = _in_repository(columns, namespace, repository)
+        columns = select(Manifest.digest, MediaType.name, Manifest.manifest_bytes, Manifest.repository_id)
+        query = cast("Select[Any]", _in_repository(columns, namespace, repository))
         now = now_ms()
         if ":" in reference:
             query = query.join(Manifest, Manifest.repository_id == Repository.id).where(
@@ -252,6 +273,54 @@ class SqlRegistry:
         with self._engine.connect() as connection:
             return {row.name: row.digest for row in connection.execute(query)}
 
+    def still_leading(self, referred: Iterable[Referred]) -> set[Referred]:
+        asked = [each for each in referred if _storable(each.namespace, each.repository, each.reference)]
+        if not asked:
+            return set()
+        now, newer = now_ms(), aliased(Tag)
+        # What an index holds never changes: one that is found by its digest still leads where it led.
+        wanted = {each: each.manifest_digest if each.by_tag else each.reference for each in asked}
+        chain = _holders(
+            select(Manifest.id, Manifest.repository_id, Manifest.digest.label("digest"))
+            .join(Repository, Repository.id == Manifest.repository_id)
+            .join(User, User.id == Repository.namespace_user_id)
+            .where(
+                Manifest.digest.in_(sorted(set(wanted.values()))),
+                tuple_(User.username, Repository.name).in_(
+                    sorted({(each.namespace, each.repository) for each in asked})
+                ),
+                Repository.state != MARKED_FOR_DELETION,
+            )
+        )
+        moved = exists(
+            select(newer.id).where(
+                newer.repository_id == Tag.repository_id,
+                newer.name == Tag.name,
+                _alive(now, newer),
+                tuple_(newer.lifetime_start_ms, newer.id) > tuple_(Tag.lifetime_start_ms, Tag.id),
+            )
+        )
+        names = sorted({each.reference for each in asked if each.by_tag})
+        tag = case((and_(Tag.name.in_(names), _alive(now), ~moved), Tag.name))  # others are one row without a name
+        query = (
+            select(User.username, Repository.name, chain.c.digest, tag)
+            .select_from(chain)
+            .join(Tag, and_(Tag.manifest_id == chain.c.id, Tag.repository_id == chain.c.repository_id))
+            .join(Repository, Repository.id == chain.c.repository_id)
+            .join(User, User.id == Repository.namespace_user_id)
+            .where(_not_ended(now))
+            .distinct()
+        )
+        with self._engine.connect() as connection:
+            found = {tuple(row) for row in connection.execute(query)}
+        anyhow = {row[:3] for row in found}
+        return {
+            each
+            for each, digest in wanted.items()
+            if (each.namespace, each.repository, digest, each.reference) in found
+            or (not each.by_tag and (each.namespace, each.repository, digest) in anyhow)
+        }
+
     def repositories(self, *, namespace: str | None = None, after: int = 0, limit: int = 1000) -> list[RepositoryName]:
         columns = select(Repository.id, User.username, Repository.name)
         query = _images(columns.select_from(User).join(Repository, Repository.namespace_user_id == User.id))
@@ -303,23 +372,28 @@ def _images(query: Select[*Columns]) -> Select[*Columns]:
     )
 
 
-def _not_ended(now: int) -> ColumnElement[bool]:
-    return or_(Tag.lifetime_end_ms.is_(None), Tag.lifetime_end_ms > now)
+def _not_ended(now: int, tag: type[Tag] = Tag) -> ColumnElement[bool]:
+    return or_(tag.lifetime_end_ms.is_(None), tag.lifetime_end_ms > now)
 
 
-def _alive(now: int) -> ColumnElement[bool]:
-    return and_(Tag.hidden.is_(False), _not_ended(now))
+def _alive(now: int, tag: type[Tag] = Tag) -> ColumnElement[bool]:
+    return and_(tag.hidden.is_(False), _not_ended(now, tag))
+
+
+def _holders(bottom: Select[*Columns]) -> CTE:
+    """Return the manifests that `bottom` selects and the indexes that they are in. Its columns: id, repository_id, …"""
+    chain = bottom.cte("holders", recursive=True)
+    _, _, *more = chain.c
+    return chain.union(
+        select(ManifestChild.manifest_id, ManifestChild.repository_id, *more).where(
+            ManifestChild.child_manifest_id == chain.c.id, ManifestChild.repository_id == chain.c.repository_id
+        )
+    )
 
 
 def _reachable(reference: str, now: int) -> ColumnElement[bool]:
     """Tell of the manifest `reference` whether a tag leads to it: by itself, or by an image index that it is in."""
-    bottom = select(Manifest.id, Manifest.repository_id).where(Manifest.digest == reference)
-    chain = bottom.cte("holders", recursive=True)
-    chain = chain.union(
-        select(ManifestChild.manifest_id, ManifestChild.repository_id).where(
-            ManifestChild.child_manifest_id == chain.c.id, ManifestChild.repository_id == chain.c.repository_id
-        )
-    )
+    chain = _holders(select(Manifest.id, Manifest.repository_id).where(Manifest.digest == reference))
     return exists(
         select(Tag.id).where(
             Tag.manifest_id == chain.c.id, chain.c.repository_id == Manifest.repository_id, _not_ended(now)

@@ -66,13 +66,17 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class DerivedImage:
-    """A derived image, made or not. `key` names its bytes: two with one key are the same to the byte."""
+    """A derived image, made or not. `key` names its bytes: two with one key are the same to the byte.
+
+    `tagged_ms` is since when the tag means it, in milliseconds since 1970; None for one asked for by its digest.
+    """
 
     key: str
     source: SourceImage
     formatter: TarImageFormatter
     compression: Compression
     layers: tuple[Layer, ...]
+    tagged_ms: int | None = None
 
     @property
     def etag(self) -> str:
@@ -102,6 +106,27 @@ class DerivedImage:
 
     def __str__(self) -> str:
         return f"{self.formatter.verb} of {self.source.namespace}/{self.source.repository}:{self.source.tag}"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What an uncompressed derived image will be, byte for byte, before it is made: `size` bytes. Opens no layer."""
+
+    image: DerivedImage
+    rootfs: StreamLayerMerger
+    size: int
+
+    def needs_all(self, offset: int, length: int) -> bool:
+        """Tell whether a part costs as much as the whole, because it names the digest of all that is before it."""
+        return self.image.formatter.needs_all(self.image.source, self.rootfs, offset, length)
+
+    def stream(self, offset: int, length: int) -> Stream:
+        """Return `length` bytes from `offset`, after reading what it takes of the layers; nothing is kept.
+
+        Of a layer that is read in part the digest is not verified. Raises as `Deriver.make` does.
+        """
+        part = self.image.formatter.range_generator(self.image.source, self.rootfs, offset, length)
+        return Stream(started(part), length)
 
 
 class Deriver:
@@ -146,7 +171,7 @@ class Deriver:
             layer_count=len(image.layers),
             image_id=_hash(identity),  # without the wrapping: what is unwrapped is the same whatever it was wrapped in
         )
-        return DerivedImage(_hash(identity | wrapping), source, formatter, compression, image.layers)
+        return DerivedImage(_hash(identity | wrapping), source, formatter, compression, image.layers, image.tagged_ms)
 
     def stored_size(self, image: DerivedImage) -> int | None:
         """Return how many bytes storage keeps of `image`, None when it has not been kept.
@@ -181,15 +206,23 @@ class Deriver:
             return None
         return image.formatter.size(image.source, self._rootfs(image, blobs, indexes))
 
+    def plan(self, image: DerivedImage) -> Planned | None:
+        """Return what `image` will be, None for one that is compressed. Reads the layers that are not indexed yet.
+
+        Raises what `make` raises about layers.
+        """
+        if image.compression is not Compression.NONE:
+            return None
+        rootfs = self._merged(image)
+        return Planned(image, rootfs, image.formatter.size(image.source, rootfs))
+
     def make(self, image: DerivedImage) -> Stream:
         """Return `image` as it is being made; it is kept when it has come to its end, unless the registry is read-only.
 
         Everything that can be found before the first byte is raised here: Damaged, Malformed, TooLarge,
         Inexpressible. What the iteration raises later makes the bytes before it worthless; nothing is kept then.
         """
-        blobs = self._blobs(image)
-        indexes = self._services.indexes.many(blobs, [layer.diff_id for layer in image.layers])
-        rootfs = self._rootfs(image, blobs, indexes)
+        rootfs = self._merged(image)
         size = image.formatter.size(image.source, rootfs) if image.compression is Compression.NONE else None
         chunks = compressed(image.formatter.stream_generator(image.source, rootfs), image.compression)
         if not self._services.settings.readonly:
@@ -200,6 +233,11 @@ class Deriver:
         """Return `image` from storage where it is kept, else as it is being made. Raises what `make` raises."""
         stored = self.stored_size(image)
         return self.make(image) if stored is None else self.stored(image, stored)
+
+    def _merged(self, image: DerivedImage) -> StreamLayerMerger:
+        """Return the merged root file system, after indexing the layers that are not."""
+        blobs = self._blobs(image)
+        return self._rootfs(image, blobs, self._services.indexes.many(blobs, [layer.diff_id for layer in image.layers]))
 
     def _blobs(self, image: DerivedImage) -> list[BlobLocation]:
         """Return where each layer lies, base first, after looking whether it does. Raises Damaged."""

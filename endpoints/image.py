@@ -51,12 +51,16 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image for one platform. `layers` stand base first."""
+    """One image for one platform. `layers` stand base first.
+
+    `tagged_ms` is since when the tag means it, in milliseconds since 1970; None for an image asked for by its digest.
+    """
 
     manifest_digest: Digest
     platform: Platform
     config: ImageConfig
     layers: tuple[Layer, ...]
+    tagged_ms: int | None = None
 
 
 class ImageFinder:
@@ -75,6 +79,7 @@ class ImageFinder:
         found = self._registry.manifest(namespace, repository, reference)
         manifest = parse_manifest(found.content, found.media_type)
         told: Platform | None = None
+        tagged_ms = found.tagged_ms
         while isinstance(manifest, ImageIndex):
             chosen = manifest.choose(platform)
             told = chosen.platform
@@ -92,7 +97,7 @@ class ImageFinder:
         actual = told or config.platform
         alone = Descriptor(manifest.media_type, found.digest, len(found.content), actual)
         ImageIndex(INDEX_OCI, (alone,)).choose(platform)  # an image by itself suits whom it would suit in an index
-        return Image(found.digest, actual, config, layers)
+        return Image(found.digest, actual, config, layers, tagged_ms)
 
     def _check_repository(self, namespace: str, repository: str) -> None:
         try:

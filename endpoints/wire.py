@@ -4,21 +4,27 @@ The law: once the first byte is out, an error cannot be told any more; what is l
 short file for a whole one. With a Content-Length or in chunks it is enough that the body does not end as it should: the
 exception leaves through the server, which drops the connection. A client of HTTP/1.0 that was told no length (a proxy,
 often) takes any orderly close for the end, so its connection is reset instead.
+
+A file is left to the server, which has the kernel send it, where that is known to begin where the file stands and to
+end with Content-Length. gunicorn does so (http/wsgi.py, `Response.sendfile`); another server gets chunks.
 """
 
 import contextlib
 import logging
+import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
 from typing import Any
 
-from endpoints.streams import Chunks, close
+from endpoints.streams import Chunks, StoredImageCut, close
 from util.problem import Problem
 
 log = logging.getLogger(__name__)
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_PIECE = 256 << 10  # where the server reads the file after all: over TLS
 
 
 class ConnectionCut(Exception):
@@ -42,6 +48,83 @@ def whole_or_cut(chunks: Iterator[bytes], environ: Mapping[str, Any], *, what: s
         raise ConnectionCut(f"{what} was cut: its source failed") from error
     finally:
         close(chunks)
+
+
+def part_of(chunks: Iterator[bytes], offset: int, length: int) -> Chunks:
+    """Pass `length` bytes of `chunks` on from `offset`, and close them, read to their end or not."""
+    end, position = offset + length, 0
+    try:
+        while position < end and (chunk := next(chunks, None)) is not None:
+            part = chunk[max(offset - position, 0) : end - position]
+            position += len(chunk)
+            if part:
+                yield part
+    finally:
+        close(chunks)
+
+
+def sent_by_server(
+    path: str, offset: int, length: int, environ: Mapping[str, Any], *, what: str
+) -> Iterable[bytes] | None:
+    """Return a body of `length` bytes of a file from `offset` that the server sends by itself.
+
+    None where the server is not one that can, or the file has no such bytes. Reading never ends early: a file that
+    became shorter ends the answer with ConnectionCut.
+    """
+    if "gunicorn.socket" not in environ:
+        return None
+    try:
+        file = FilePart(path, offset, length, what=what)
+    except (OSError, StoredImageCut):
+        log.exception("%s cannot be sent from its file", what)
+        return None
+    body: Iterable[bytes] = environ["wsgi.file_wrapper"](file, _PIECE)
+    return body
+
+
+class FilePart:
+    """`length` bytes of the file at `path`, opened and standing at `offset`; a file itself. Raises StoredImageCut."""
+
+    def __init__(self, path: str, offset: int, length: int, *, what: str) -> None:
+        self._file, self._end, self._what = FileIO(path), offset + length, what
+        try:
+            self._check()
+            self._file.seek(offset)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return at most `size` bytes, none after the last one."""
+        left = self._end - self._file.tell()
+        data = self._file.read(left if size < 0 else min(size, left)) if left > 0 else b""
+        if left > 0 and size and not data:
+            raise ConnectionCut(f"{self._what} was cut: its file became shorter")
+        return data
+
+    def close(self) -> None:
+        """Close the file. Raises ConnectionCut where it became shorter: the kernel does not tell who sent less."""
+        try:
+            if not self._file.closed:
+                self._check()
+        except StoredImageCut as error:
+            raise ConnectionCut(f"{self._what} was cut: {error}") from error
+        finally:
+            self._file.close()
+
+    def _check(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        if size < self._end:
+            raise StoredImageCut(f"{self._what} has a file of {size} bytes, where {self._end} should be")
 
 
 def _reset(environ: Mapping[str, Any]) -> None:
