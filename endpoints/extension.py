@@ -7,6 +7,7 @@ one's `extensions`; so one extension serves several.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from endpoints import metrics
 from endpoints.access import Permission, PublicOnly
 from endpoints.audit import AUDIT, Audit, remote_user
 from endpoints.services import make_services
@@ -63,5 +64,7 @@ class RegistryVerbs:
             storage=storage,
             permission=PublicOnly(settings.anonymous_access) if permission is None else permission,
         )
+        jobs = app.extensions[EXTENSION].jobs
+        metrics.look_up(app, "registry_verbs_jobs", "Jobs by state.", "state", lambda: dict(jobs.counts()))
         app.extensions[AUDIT] = Audit(settings.audit_log, who, frozenset(app.extensions[EXTENSION].formatters))
         app.register_blueprint(blueprint, url_prefix=url_prefix)

@@ -8,10 +8,12 @@ from typing import Any
 
 from flask import Flask, redirect, url_for
 from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response
 
 from endpoints import answers, audit, metrics
 from endpoints.extension import RegistryVerbs
+from endpoints.verbs import EXTENSION
 
 
 def make_service(configuration: Mapping[str, Any]) -> Flask:
@@ -20,6 +22,9 @@ def make_service(configuration: Mapping[str, Any]) -> Flask:
     app.config.update(configuration)
     audit.watch(app)
     RegistryVerbs(app)
+    proxies = app.extensions[EXTENSION].settings.proxies
+    if proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=0, x_host=0)  # type: ignore[method-assign]
     app.register_blueprint(metrics.blueprint)
     app.register_error_handler(HTTPException, answers.of_http_exception)
     app.register_error_handler(Exception, answers.of_exception)

@@ -63,6 +63,7 @@ class Settings:
     queue: str = "registry-verbs"
     job_processes: int | None = None
     audit_log: str | None = None
+    proxies: int = 0
 
     KEYS: ClassVar[tuple[str, ...]]
 
@@ -246,6 +247,7 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "VERBS_QUEUE": _text,
     "VERBS_JOB_PROCESSES": _count,
     "VERBS_AUDIT_LOG": _text,
+    "VERBS_PROXIES": _count,
 }
 _PLAIN = {
     "SERVER_HOSTNAME": "server_hostname",
@@ -262,5 +264,6 @@ _PLAIN = {
     "VERBS_QUEUE": "queue",
     "VERBS_JOB_PROCESSES": "job_processes",
     "VERBS_AUDIT_LOG": "audit_log",
+    "VERBS_PROXIES": "proxies",
 }
 Settings.KEYS = tuple(_READERS)

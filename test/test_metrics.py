@@ -336,3 +336,22 @@ def test_failures_are_counted_by_codes_alone() -> None:
     assert "anything" not in text
     assert "registry_verbs_makings_running 0.0" in text
     assert 'registry_verbs_generation_bytes_per_second_sum{verb="rootfs"} 5e+06' in text
+
+
+def test_behind_a_proxy_the_address_is_the_client_s(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    headers = {"X-Forwarded-For": "203.0.113.9, 198.51.100.1"}
+    for more in ({}, {"VERBS_PROXIES": "1"}, {"VERBS_PROXIES": "2"}):
+        client = Place(tmp_path, more).app().test_client()
+        with (
+            caplog.at_level("INFO", "registry_verbs.audit"),
+            client.get("/c1/rootfs/acme/absent/1.0", headers=headers) as answer,
+        ):
+            assert answer.status_code == 403
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "registry_verbs.audit"]
+    assert [line["ip"] for line in lines] == ["127.0.0.1", "198.51.100.1", "203.0.113.9"]
+
+
+def test_jobs_are_told_by_state(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    text = place.app().test_client().get("/metrics").get_data(as_text=True)
+    assert 'registry_verbs_jobs{state="queued"} 0.0' in text
