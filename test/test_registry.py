@@ -15,6 +15,7 @@ from data.database import Base, Engine, create_tables, now_ms, writing
 from data.registry import (
     BlobLocation,
     ManifestNotFound,
+    Referred,
     Registry,
     RepositoryInfo,
     RepositoryNotFound,
@@ -317,6 +318,82 @@ def test_a_digest_that_is_none_or_nowhere_is_not_found(rows: Rows, registry: Reg
     rows.repository("acme/app")
     with pytest.raises(ManifestNotFound):
         registry.manifest("acme", "app", reference)
+
+
+# --- What still leads where it led ------------------------------------------------------------------------------------
+
+
+def referred(reference: str, content: str, name: str = "acme/app") -> Referred:
+    namespace, repository = name.split("/", 1)
+    return Referred(namespace, repository, reference, str(Digest.of(content.encode())))
+
+
+def test_a_tag_leads_to_its_manifest_until_it_moves_or_goes(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    one, two = rows.manifest(number, "1"), rows.manifest(number, "2")
+    now = now_ms()
+    gone = rows.tag(number, "gone", one)
+    rows.tag(number, "stays", one)
+    rows.tag(number, "moves", one, lifetime_start_ms=now - HOUR)
+    asked = [referred(tag, "1") for tag in ("gone", "stays", "moves", "never", "stays\0")]
+    assert registry.still_leading([]) == set()
+    assert registry.still_leading(asked) == set(asked[:3])
+    rows.change(db.Tag, gone, lifetime_end_ms=now - 1)
+    rows.tag(number, "moves", two)
+    assert registry.still_leading(asked) == {referred("stays", "1")}
+    assert registry.still_leading([referred("moves", "2"), referred("stays", "2")]) == {referred("moves", "2")}
+
+
+def test_a_tag_leads_through_an_index_and_also_through_a_new_one(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    old, new, image, other = (rows.manifest(number, name) for name in ("old", "new", "image", "other"))
+    for parent, child in ((old, image), (old, other), (new, image)):
+        rows.add(db.ManifestChild, repository_id=number, manifest_id=parent, child_manifest_id=child)
+    rows.tag(number, "1.0", old, lifetime_start_ms=now_ms() - HOUR)
+    both = {referred("1.0", "image"), referred("1.0", "other")}
+    assert registry.still_leading(both) == both
+    rows.tag(number, "1.0", new)
+    assert registry.still_leading(both) == {referred("1.0", "image")}
+
+
+def test_a_digest_leads_while_a_tag_hidden_or_not_leads_to_it(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    index, image, alone = (rows.manifest(number, name) for name in ("index", "image", "alone"))
+    rows.add(db.ManifestChild, repository_id=number, manifest_id=index, child_manifest_id=image)
+    tag = rows.tag(number, "1.0", index)
+    hidden = rows.tag(number, "$temp", alone, hidden=True, lifetime_end_ms=now_ms() + HOUR)
+    asked = [
+        referred(str(Digest.of(b"index")), "image"),
+        referred(str(Digest.of(b"image")), "image"),
+        referred(str(Digest.of(b"alone")), "alone"),
+    ]
+    assert registry.still_leading([*asked, referred("$temp", "alone")]) == set(asked)
+    rows.change(db.Tag, hidden, lifetime_end_ms=now_ms() - 1)
+    assert registry.still_leading(asked) == set(asked[:2])
+    rows.change(db.Tag, tag, lifetime_end_ms=now_ms() - 1)
+    assert registry.still_leading(asked) == set()
+
+
+def test_what_leads_is_told_for_each_repository_by_itself(rows: Rows, registry: Registry) -> None:
+    for name in ("acme/app", "acme/deleted", "other/app", "off/app"):
+        number = rows.repository(name, state=3 if name == "acme/deleted" else 0)
+        rows.tag(number, name.replace("/", "-"), rows.manifest(number, "{}"))
+    with writing(rows.engine) as connection:
+        connection.execute(update(db.User).where(db.User.username == "off").values(enabled=False))
+    names = ("acme/app", "acme/deleted", "other/app", "off/app", "acme/none")
+    asked = {referred(tag.replace("/", "-"), "{}", name) for name in names for tag in names}
+    there = ("acme/app", "other/app", "off/app")
+    assert registry.still_leading(asked) == {referred(name.replace("/", "-"), "{}", name) for name in there}
+
+
+def test_many_are_asked_about_in_one_query(rows: Rows, registry: Registry) -> None:
+    number = rows.repository("acme/app")
+    for at in range(5):
+        rows.tag(number, f"{at}", rows.manifest(number, f"{at}"))
+    asked = [referred(f"{at}", f"{at}") for at in range(200)]
+    with queries(rows.engine) as sent:
+        assert registry.still_leading(asked) == set(asked[:5])
+    assert len(sent) == 1
 
 
 # --- Blobs ------------------------------------------------------------------------------------------------------------
