@@ -8,7 +8,7 @@ row's token can beat, complete, fail or release it.
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -77,6 +77,7 @@ class DerivedRecord(NewDerived):
     fetched_ms: int | None
     lease_ends_ms: int | None
     lease_live: bool
+    failed_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class DerivedImages:
                 "bytes_total": bytes_total,
                 "asked_by": shortened(asked_by) if asked_by is not None else None,
                 "completed_ms": None,
+                "failed_ms": None,
                 "fetched_ms": None,
                 "lease_ends_ms": now + self._lease_ms,
             }
@@ -204,7 +206,8 @@ class DerivedImages:
 
     def fail(self, lease: Lease, reason: str) -> bool:
         """Say why it could not be made; the next who asks may try. False where the lease was lost."""
-        values = {"state": State.FAILED, "reason": shortened(reason, _MAX_REASON), "lease_ends_ms": None}
+        values: dict[str, Any] = {"state": State.FAILED, "reason": shortened(reason, _MAX_REASON), "lease_ends_ms": None}
+        values["failed_ms"] = DatabaseClock()
         return changing(self._engine, lambda connection: self._changed(connection, lease.token, **values))
 
     def release(self, lease: Lease) -> bool:
@@ -272,9 +275,15 @@ class DerivedImages:
 
     def fetched(self, keys: Iterable[str]) -> None:
         """Note that the derived images `keys` have been fetched now."""
-        for key in sorted(set(keys)):
-            query = update(DerivedRow).where(DerivedRow.key == key).values(fetched_ms=DatabaseClock())
-            changing(self._engine, _executing(query))
+        fetched = sorted(set(keys))
+
+        def note(connection: Connection) -> None:
+            for key in fetched:  # in order: two that note the same do not wait for each other
+                query = update(DerivedRow).where(DerivedRow.key == key).values(fetched_ms=DatabaseClock())
+                connection.execute(query)
+
+        if fetched:
+            changing(self._engine, note)
 
     def forget(self, record: DerivedRecord) -> bool:
         """Drop the row of `record`, whose object is not in storage, unless it has become another's."""
@@ -317,13 +326,6 @@ def _record(row: Row[Any]) -> DerivedRecord:
 
 def _settled(record: DerivedRecord) -> bool:
     return record.state is State.COMPLETE or record.lease_live
-
-
-def _executing(query: Any) -> Callable[[Connection], None]:
-    def execute(connection: Connection) -> None:
-        connection.execute(query)
-
-    return execute
 
 
 def _deleted(connection: Connection, which: ColumnElement[bool]) -> bool:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from sqlalchemy import BigInteger, Connection, Index, String, Text, insert, literal, select, text
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -115,6 +114,7 @@ class DerivedRow(OwnBase):
     attempts: Mapped[int]
     created_ms: Mapped[int] = mapped_column(BigInteger)
     completed_ms: Mapped[int | None] = mapped_column(BigInteger)
+    failed_ms: Mapped[int | None] = mapped_column(BigInteger)
     fetched_ms: Mapped[int | None] = mapped_column(BigInteger)
     lease_ends_ms: Mapped[int | None] = mapped_column(BigInteger)
 
@@ -273,13 +273,24 @@ def insert_unless_there(connection: Connection, table: type[OwnBase], values: Ma
     On MySQL that is instead an error that has `changing` run its work again: a transaction that met another's row
     there holds a lock on it, and two of those would wait for each other.
     """
-    dialect = connection.dialect.name
-    if dialect in ("postgresql", "sqlite"):
-        build = postgresql.insert if dialect == "postgresql" else sqlite.insert
-        query = build(table).values(values).on_conflict_do_nothing().returning(literal(1))
+    returning = {"postgresql": _insert_of_postgresql, "sqlite": _insert_of_sqlite}.get(connection.dialect.name)
+    if returning is not None:
+        query = returning(table).values(values).on_conflict_do_nothing().returning(literal(1))
         return connection.execute(query).first() is not None
     connection.execute(insert(table).values(values))
     return True
+
+
+def _insert_of_postgresql(table: type[OwnBase]) -> Any:
+    from sqlalchemy.dialects.postgresql import insert
+
+    return insert(table)
+
+
+def _insert_of_sqlite(table: type[OwnBase]) -> Any:
+    from sqlalchemy.dialects.sqlite import insert
+
+    return insert(table)
 
 
 def shortened(said: str, limit: int = 255) -> str:

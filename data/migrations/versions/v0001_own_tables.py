@@ -61,6 +61,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         _big("created_ms"),
         _big("completed_ms", nullable=True),
+        _big("failed_ms", nullable=True),
         _big("fetched_ms", nullable=True),
         _big("lease_ends_ms", nullable=True),
         unique=["token"],
