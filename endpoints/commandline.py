@@ -82,8 +82,6 @@ def terminated(number: int, _: object) -> NoReturn:
 
 def services_of(read: ReadConfiguration) -> "Services":
     """Return services with the operator's own access: whoever can read database and storage may read all of it."""
-    from endpoints.access import everything
-    from endpoints.services import make_services
-    from endpoints.settings import Settings
+    from endpoints.services import operators_services
 
-    return make_services(Settings.parse(read()), permission=everything)
+    return operators_services(read())

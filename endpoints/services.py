@@ -7,6 +7,7 @@ handed down; nothing looks for them elsewhere. None of them knows an application
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from data.admintokens import AdminTokens
 from data.database import Engine, create_tables, make_engine
@@ -17,7 +18,7 @@ from data.owntables import DatabaseUnavailable, upgrade, upgrading
 from data.registry import Registry, SqlRegistry
 from data.storage.base import Storage
 from data.storage.distributed import DistributedStorage, storage_from_config
-from endpoints.access import Permission
+from endpoints.access import Permission, everything
 from endpoints.settings import Settings
 from formats import installed_formatters
 from formats.tarimageformatter import TarImageFormatter
@@ -93,10 +94,15 @@ def make_services(
         formatters=installed_formatters(),
         permission=permission,
         own_engine=own_engine,
-        derived=DerivedImages(own_engine),
-        jobs=Jobs(own_engine),
+        derived=DerivedImages(own_engine, lease_seconds=settings.lease_seconds),
+        jobs=Jobs(own_engine, heard_seconds=2 * settings.lease_seconds),
         tokens=AdminTokens(own_engine),
     )
+
+
+def operators_services(configuration: Mapping[str, Any]) -> Services:
+    """Return services as `configuration` says, for who may read all: commands, and what is made ahead."""
+    return make_services(Settings.parse(configuration), permission=everything)
 
 
 def _upgrade(engine: Engine) -> None:

@@ -57,12 +57,14 @@ class Settings:
     nested_repositories: bool = True
     max_entries: int = 5_000_000
     max_size: int = 1 << 40
+    lease_seconds: int = 30
     prime: tuple[Rule, ...] = ()
     prime_seconds: int = 30
     broker_url: str | None = None
     queue: str = "registry-verbs"
     job_processes: int | None = None
     audit_log: str | None = None
+    accel_redirect: str | None = None
     proxies: int = 0
 
     KEYS: ClassVar[tuple[str, ...]]
@@ -128,6 +130,12 @@ def _database(key: str, value: object) -> str:
     if not isinstance(value, str) or "://" not in value:
         raise _refused(key, "…", "a database URL, e.g. postgresql://user:password@host/database or sqlite:///file.db")
     return value  # never shown in an error: it may hold a password
+
+
+def _location(key: str, value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"/(?:[A-Za-z0-9._~-]+/)+", value):
+        raise _refused(key, value, "the path of an internal location of nginx, e.g. /internal/")
+    return value
 
 
 def _choice(*allowed: str) -> Callable[[str, object], str]:
@@ -241,12 +249,14 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "VERBS_DB_URI": _database,
     "VERBS_MAX_ENTRIES": _count,
     "VERBS_MAX_SIZE": _bytes,
+    "VERBS_LEASE_SECONDS": _count,
     "VERBS_PRIME": _rules,
     "VERBS_PRIME_SECONDS": _count,
     "VERBS_BROKER_URL": _broker,
     "VERBS_QUEUE": _text,
     "VERBS_JOB_PROCESSES": _count,
     "VERBS_AUDIT_LOG": _text,
+    "VERBS_ACCEL_REDIRECT": _location,
     "VERBS_PROXIES": _count,
 }
 _PLAIN = {
@@ -258,12 +268,14 @@ _PLAIN = {
     "FEATURE_EXTENDED_REPOSITORY_NAMES": "nested_repositories",
     "VERBS_MAX_ENTRIES": "max_entries",
     "VERBS_MAX_SIZE": "max_size",
+    "VERBS_LEASE_SECONDS": "lease_seconds",
     "VERBS_PRIME": "prime",
     "VERBS_PRIME_SECONDS": "prime_seconds",
     "VERBS_BROKER_URL": "broker_url",
     "VERBS_QUEUE": "queue",
     "VERBS_JOB_PROCESSES": "job_processes",
     "VERBS_AUDIT_LOG": "audit_log",
+    "VERBS_ACCEL_REDIRECT": "accel_redirect",
     "VERBS_PROXIES": "proxies",
 }
 Settings.KEYS = tuple(_READERS)
