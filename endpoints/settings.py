@@ -58,6 +58,9 @@ class Settings:
     max_entries: int = 5_000_000
     max_size: int = 1 << 40
     lease_seconds: int = 30
+    keep_days: int = 30
+    quota: int | None = None
+    gc_seconds: int = 3600
     prime: tuple[Rule, ...] = ()
     prime_seconds: int = 30
     broker_url: str | None = None
@@ -163,6 +166,14 @@ def _count(key: str, value: object) -> int:
     return int(text)
 
 
+def _count_or_none(key: str, value: object) -> int:
+    """Return a number, or the zero that turns off what it is for."""
+    text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+    if not text.isascii() or not text.isdigit():
+        raise _refused(key, value, "a whole number; 0 turns it off")
+    return int(text)
+
+
 def _bytes(key: str, value: object) -> int:
     text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
     match = _SIZE.fullmatch(text) if text.isascii() else None
@@ -250,6 +261,9 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "VERBS_MAX_ENTRIES": _count,
     "VERBS_MAX_SIZE": _bytes,
     "VERBS_LEASE_SECONDS": _count,
+    "VERBS_KEEP_DAYS": _count_or_none,
+    "VERBS_QUOTA": _bytes,
+    "VERBS_GC_SECONDS": _count_or_none,
     "VERBS_PRIME": _rules,
     "VERBS_PRIME_SECONDS": _count,
     "VERBS_BROKER_URL": _broker,
@@ -269,6 +283,9 @@ _PLAIN = {
     "VERBS_MAX_ENTRIES": "max_entries",
     "VERBS_MAX_SIZE": "max_size",
     "VERBS_LEASE_SECONDS": "lease_seconds",
+    "VERBS_KEEP_DAYS": "keep_days",
+    "VERBS_QUOTA": "quota",
+    "VERBS_GC_SECONDS": "gc_seconds",
     "VERBS_PRIME": "prime",
     "VERBS_PRIME_SECONDS": "prime_seconds",
     "VERBS_BROKER_URL": "broker_url",

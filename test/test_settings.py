@@ -67,12 +67,16 @@ def test_every_value_may_be_the_text_that_the_environment_has() -> None:
             "FEATURE_ANONYMOUS_ACCESS": "no",
             "VERBS_MAX_ENTRIES": "1000",
             "VERBS_MAX_SIZE": "20G",
+            "VERBS_KEEP_DAYS": "0",
+            "VERBS_QUOTA": "2T",
+            "VERBS_GC_SECONDS": "60",
         }
     )
     assert settings.storage_config == {"a": Location("LocalStorage", {"storage_path": "/a"})}
     assert not settings.anonymous_access
     assert settings.max_entries == 1000
     assert settings.max_size == 20 << 30
+    assert (settings.keep_days, settings.quota, settings.gc_seconds) == (0, 2 << 40, 60)
 
 
 def test_a_null_is_a_key_that_is_not_given() -> None:
@@ -105,6 +109,10 @@ def test_the_default_locations_are_preferred_where_nothing_else_is() -> None:
         ("VERBS_MAX_ENTRIES", True, "above zero"),
         ("VERBS_MAX_SIZE", "20 elephants", "20G"),
         ("VERBS_MAX_SIZE", 0, "above zero"),
+        ("VERBS_KEEP_DAYS", -1, "0 turns it off"),
+        ("VERBS_KEEP_DAYS", False, "0 turns it off"),
+        ("VERBS_GC_SECONDS", "1h", "0 turns it off"),
+        ("VERBS_QUOTA", 0, "above zero"),
         ("VERBS_PRIME", "acme/*", "a list of rules"),
         ("VERBS_PRIME", {"repositories": "acme/*"}, "a list of rules"),
         ("VERBS_BROKER_URL", "kafka://broker", "redis://"),
