@@ -90,15 +90,6 @@ class User(Base):
     """A namespace: a user, an organization or a robot."""
 
     __tablename__ = "user"
-    __table_args__ = (
-        Index(
-            "user_email_unique_non_org",
-            "email",
-            unique=True,
-            sqlite_where=text("organization = false"),
-            postgresql_where=text("organization = false"),
-        ),
-    )
     uuid: Mapped[str | None] = mapped_column(default=_uuid, index=True)
     username: Mapped[str] = mapped_column(unique=True)
     email: Mapped[str] = mapped_column(index=True, default=lambda: secrets.token_hex(32))
@@ -111,6 +102,14 @@ class User(Base):
     removed_tag_expiration_s: Mapped[int] = mapped_column(BigInteger, default=14 * 24 * 60 * 60)
     enabled: Mapped[bool] = mapped_column(default=True)
     creation_date: Mapped[datetime | None] = mapped_column(default=_now)
+
+
+# An Index with a dialect's own words would load that dialect, and another, whenever the command line starts.
+@event.listens_for(User.__table__, "after_create")
+def _make_partial_index(_: object, connection: Connection, **__: object) -> None:
+    if connection.dialect.name in ("sqlite", "postgresql"):
+        partial = 'CREATE UNIQUE INDEX user_email_unique_non_org ON "user" (email) WHERE organization = false'
+        connection.execute(text(partial))
 
 
 class Visibility(Base):

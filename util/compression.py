@@ -29,7 +29,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-PIECE = 1 << 20
+PIECE = 256 << 10
 """The most bytes that one decompressed piece has."""
 
 _READ = 256 << 10
