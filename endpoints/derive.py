@@ -216,18 +216,23 @@ class Deriver:
         rootfs = self._merged(image)
         return Planned(image, rootfs, image.formatter.size(image.source, rootfs))
 
-    def make(self, image: DerivedImage) -> Stream:
-        """Return `image` as it is being made; it is kept when it has come to its end, unless the registry is read-only.
+    def generate(self, image: DerivedImage) -> Stream:
+        """Return `image` as it is being generated; nothing is kept of it.
 
         Everything that can be found before the first byte is raised here: Damaged, Malformed, TooLarge,
-        Inexpressible. What the iteration raises later makes the bytes before it worthless; nothing is kept then.
+        Inexpressible. What the iteration raises later makes the bytes before it worthless.
         """
         rootfs = self._merged(image)
         size = image.formatter.size(image.source, rootfs) if image.compression is Compression.NONE else None
         chunks = compressed(image.formatter.stream_generator(image.source, rootfs), image.compression)
-        if not self._services.settings.readonly:
-            chunks = kept(chunks, self._services.storage.preferred, image.path)
         return Stream(started(chunks), size)
+
+    def make(self, image: DerivedImage) -> Stream:
+        """Return `image` as `generate` does; it is kept at its end, unless the registry is read-only."""
+        stream = self.generate(image)
+        if self._services.settings.readonly:
+            return stream
+        return Stream(started(kept(stream.chunks, self._services.storage.preferred, image.path)), stream.size)
 
     def stream(self, image: DerivedImage) -> Stream:
         """Return `image` from storage where it is kept, else as it is being made. Raises what `make` raises."""

@@ -47,6 +47,7 @@ class Settings:
     db_uri: str = f"sqlite:///{DEFAULT_DATA_DIR}/registry.db"
     embedded_database: bool = True
     own_db_uri: str = f"sqlite:///{DEFAULT_DATA_DIR}/registry.db"
+    spool_dir: str = f"{DEFAULT_DATA_DIR}/spool"
     storage_config: Mapping[str, Location] = field(default_factory=dict)
     storage_preference: tuple[str, ...] = ()
     server_hostname: str = "localhost:8080"
@@ -57,6 +58,7 @@ class Settings:
     nested_repositories: bool = True
     max_entries: int = 5_000_000
     max_size: int = 1 << 40
+    max_makings: int | None = None
     lease_seconds: int = 30
     keep_days: int = 30
     quota: int | None = None
@@ -89,6 +91,7 @@ class Settings:
             db_uri=db_uri,
             embedded_database="DB_URI" not in read,
             own_db_uri=read.get("VERBS_DB_URI", db_uri),
+            spool_dir=read.get("VERBS_SPOOL_DIR", str(PurePath(data_dir, "spool"))),
             storage_config=MappingProxyType(storages),
             storage_preference=preference,
             **{name: read[key] for key, name in _PLAIN.items() if key in read},
@@ -260,6 +263,8 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "VERBS_DB_URI": _database,
     "VERBS_MAX_ENTRIES": _count,
     "VERBS_MAX_SIZE": _bytes,
+    "VERBS_MAX_MAKINGS": _count,
+    "VERBS_SPOOL_DIR": _text,
     "VERBS_LEASE_SECONDS": _count,
     "VERBS_KEEP_DAYS": _count_or_none,
     "VERBS_QUOTA": _bytes,
@@ -282,6 +287,7 @@ _PLAIN = {
     "FEATURE_EXTENDED_REPOSITORY_NAMES": "nested_repositories",
     "VERBS_MAX_ENTRIES": "max_entries",
     "VERBS_MAX_SIZE": "max_size",
+    "VERBS_MAX_MAKINGS": "max_makings",
     "VERBS_LEASE_SECONDS": "lease_seconds",
     "VERBS_KEEP_DAYS": "keep_days",
     "VERBS_QUOTA": "quota",
