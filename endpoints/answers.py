@@ -16,6 +16,7 @@ from data.storage.base import StorageUnavailable
 from endpoints import audit
 from endpoints.access import Denied, Unauthenticated
 from endpoints.image import NamespaceDisabled, NotAnImageRepository
+from endpoints.making import Busy
 from util.problem import Damaged, Inexpressible, Malformed, Missing, Problem, TooLarge, Unsupported
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ _STATUS: tuple[tuple[type[Problem], HTTPStatus], ...] = (
     (InvalidQuery, HTTPStatus.BAD_REQUEST),
     (NamespaceDisabled, HTTPStatus.BAD_REQUEST),
     (NotAnImageRepository, HTTPStatus.METHOD_NOT_ALLOWED),
+    (Busy, HTTPStatus.SERVICE_UNAVAILABLE),
     (StorageUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (Missing, HTTPStatus.NOT_FOUND),
     (Unsupported, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
@@ -58,6 +60,8 @@ def of_problem(problem: Problem) -> Response:
     existing = getattr(problem, "existing", None)
     detail = {"existing": [str(item) for item in existing]} if existing is not None else None
     answer = _answer(status, problem.code, str(problem), detail)
+    if isinstance(problem, Busy):
+        answer.headers["Retry-After"] = str(problem.retry_after)
     if status is HTTPStatus.UNAUTHORIZED:
         answer.www_authenticate = WWWAuthenticate("basic", {"realm": request.host})
     if status is HTTPStatus.METHOD_NOT_ALLOWED:

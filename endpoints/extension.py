@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from endpoints import metrics
 from endpoints.access import Permission, PublicOnly
 from endpoints.audit import AUDIT, Audit, remote_user
+from endpoints.making import MAKINGS, Makings
 from endpoints.services import make_services
 from endpoints.settings import Settings
 from endpoints.verbs import EXTENSION, blueprint
@@ -66,5 +67,6 @@ class RegistryVerbs:
         )
         jobs = app.extensions[EXTENSION].jobs
         metrics.look_up(app, "registry_verbs_jobs", "Jobs by state.", "state", lambda: dict(jobs.counts()))
+        app.extensions[MAKINGS] = Makings(app.extensions[EXTENSION], watcher=metrics)
         app.extensions[AUDIT] = Audit(settings.audit_log, who, frozenset(app.extensions[EXTENSION].formatters))
         app.register_blueprint(blueprint, url_prefix=url_prefix)
