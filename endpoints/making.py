@@ -230,6 +230,31 @@ class Makings:
             heart.join(max(end - time.monotonic(), 0))
         self._note_fetched()
 
+    def reached(self, image: "DerivedImage") -> int | None:
+        """Return how many bytes of `image` can be followed at once, None where it is not being made by this process."""
+        maker = self._running.get(image.key)
+        progress = None if maker is None else maker.progress
+        return None if progress is None else progress[1]
+
+    def apart(self, generate: Callable[[], Stream | None]) -> Stream | None:
+        """Return what `generate` gives, counted among what is being made until it is closed. Raises Busy before that.
+
+        For a part of an image: nothing of it is kept, and nobody follows it.
+        """
+        with self._lock:
+            self._take_place(urgent=False)
+        stream = None
+        try:
+            stream = generate()
+        finally:
+            if stream is None:
+                self._give_place()
+        if stream is None:
+            return None
+        chunks = _closing(_Plain(stream, self._give_place))
+        next(chunks)
+        return Stream(chunks, stream.size)
+
     # --- Where the bytes are ---
 
     def _found(
@@ -592,6 +617,14 @@ class _Plain:
                 close(self._stream.chunks)
             finally:
                 done()
+
+
+def _closing(source: _Plain) -> Chunks:
+    try:
+        yield b""
+        yield from source.chunks()
+    finally:
+        source.close()
 
 
 def _checked_off(chunk: bytes, proof: _Source, at: int, sent: int, image: object) -> bytes:

@@ -56,6 +56,11 @@ class Asked:
         )
 
     @property
+    def dated(self) -> bool:
+        """Whether a date may decide."""
+        return any((self.if_modified_since, self.if_unmodified_since))
+
+    @property
     def of_us(self) -> bool:
         """Whether only we can answer, who know the validators that are named."""
         return any((self.if_match, self.if_unmodified_since, self.range and self.if_range))
@@ -82,14 +87,16 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes from `offset`, `length` of them, at least one, all within what they are of."""
+    """`length` bytes from `offset` of the `size` there are; at least one."""
 
     offset: int
     length: int
+    size: int
 
-    def content_range(self, size: int) -> str:
-        """Return the field Content-Range that says so of `size` bytes."""
-        return f"bytes {self.offset}-{self.offset + self.length - 1}/{size}"
+    @property
+    def content_range(self) -> str:
+        """The field Content-Range that says so."""
+        return f"bytes {self.offset}-{self.offset + self.length - 1}/{self.size}"
 
 
 class NotSatisfiable(Exception):
@@ -126,14 +133,14 @@ def span(asked: Asked, validators: Validators, size: int) -> Span | None:
         length = min(_number(one[2]), size)
         if not _number(one[2]):
             raise NotSatisfiable
-        return Span(size - length, length) if length else None
+        return Span(size - length, length, size) if length else None
     first = _number(one[1])
     last = _number(one[2]) if one[2] else size - 1
     if one[2] and last < first:
         return None
     if first >= size:
         raise NotSatisfiable
-    return Span(first, min(last, size - 1) - first + 1)
+    return Span(first, min(last, size - 1) - first + 1, size)
 
 
 def wants_part(asked: Asked, validators: Validators) -> bool:

@@ -1,22 +1,20 @@
 """The blueprint `/c1`: derived images over HTTP, under the URLs that Quay gave them.
 
-The law: a HEAD is a GET without its body and never makes anything; an answer that has begun is finished or cut; the
-ETag names the bytes, so it is strong. RFC 9110; distribution-spec for the form of errors.
+The law: a URL says what is wanted and nothing of how it comes (delivery.py); what it says wrongly is told at once, with
+what is allowed. Every URL of an image has another one, with `.sha256` after it, of its checksum.
 """
 
-from http import HTTPStatus
+from dataclasses import replace
 
-from flask import Blueprint, Response, current_app, jsonify, redirect, request, url_for
-from werkzeug.datastructures import Headers
-from werkzeug.exceptions import HTTPException, NotFound, RequestedRangeNotSatisfiable
-from werkzeug.http import quote_etag
-from werkzeug.wrappers import Response as AnyResponse
+from flask import Blueprint, Response, current_app, jsonify, request, url_for
+from werkzeug.exceptions import HTTPException, NotFound
 
+from data.registry import ManifestNotFound, TagNotFound
 from endpoints import answers, audit
-from endpoints.derive import DerivedImage, Deriver, Wish
+from endpoints.delivery import CHECKSUM, Delivery
+from endpoints.derive import Deriver, Wish
+from endpoints.making import MAKINGS, Makings
 from endpoints.services import Services
-from endpoints.streams import Stream
-from endpoints.wire import whole_or_cut
 from formats.aci import platform_of_appc
 from util.compression import Compression
 from util.oci import InvalidPlatform, Platform
@@ -24,8 +22,6 @@ from util.problem import Problem
 
 EXTENSION = "registry_verbs"
 """Where a Flask application keeps our Services."""
-
-_URL_SECONDS = 600
 
 blueprint = Blueprint("registry_verbs", __name__, url_prefix="/c1")
 audit.watch(blueprint)
@@ -63,20 +59,39 @@ def verbs() -> Response:
 
 
 @blueprint.get("/aci/<_>/<namespace>/<path:repository>/<tag>/aci/<os>/<arch>/")
-def appc(_: str, *, namespace: str, repository: str, tag: str, os: str, arch: str) -> AnyResponse:
+def appc(_: str, *, namespace: str, repository: str, tag: str, os: str, arch: str) -> Response:
     """Answer as App Container discovery asks: `os` and `arch` in its own names; what it calls us does not matter."""
     platform = platform_of_appc(os, arch)
-    return _derived(Wish("aci", namespace, repository, tag, platform, _compression()))
+    return _resolved(Wish("aci", namespace, repository, tag, platform, _compression())).answer()
+
+
+@blueprint.get("/aci/<_>/<namespace>/<path:repository>/<tag>/aci/<os>/<arch>/.sha256")
+@blueprint.get("/aci/<_>/<namespace>/<path:repository>/<tag>/aci/<os>/<arch>.sha256")
+def appc_checksum(_: str, *, namespace: str, repository: str, tag: str, os: str, arch: str) -> Response:
+    """Answer with the checksum of what discovery's URL gives."""
+    platform = platform_of_appc(os, arch)
+    return _resolved(Wish("aci", namespace, repository, tag, platform, _compression())).checksum()
 
 
 @blueprint.get("/<verb>/<namespace>/<path:repository>/<tag>")
-def derived(verb: str, namespace: str, repository: str, tag: str) -> AnyResponse:
-    """Answer with the tag, or the manifest of that digest, as `verb` makes it."""
-    return _derived(Wish(verb, namespace, repository, tag, _platform(), _compression()))
+def derived(verb: str, namespace: str, repository: str, tag: str) -> Response:
+    """Answer with the tag, or the manifest of that digest, as `verb` makes it; or with its checksum.
+
+    A tag may end in `.sha256` itself, and goes before the checksum of the one that is called without.
+    """
+    wish = Wish(verb, namespace, repository, tag, _platform(), _compression())
+    bare = tag.removesuffix(CHECKSUM)
+    try:
+        delivery = _resolved(wish)
+    except (TagNotFound, ManifestNotFound):
+        if bare in ("", tag):
+            raise
+        return _resolved(replace(wish, reference=bare)).checksum()
+    return delivery.answer()
 
 
 @blueprint.get("/<path:_>")
-def unknown(_: str) -> AnyResponse:
+def unknown(_: str) -> Response:
     """Answer what is no URL of ours in our own form, whatever application we are mounted in."""
     verbs = ", ".join(_services().formatters)
     base = url_for(".verbs")
@@ -113,78 +128,16 @@ def _parameter(name: str) -> str | None:
     return values[0] if values else None
 
 
-def _derived(wish: Wish) -> AnyResponse:
-    services = _services()
-    deriver = Deriver(services)
-    image = deriver.resolve(wish)
-    headers = _headers(image)
-    if request.if_none_match.contains(image.etag):
-        return Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
-    stored = deriver.stored_size(image)
-    if request.method == "HEAD":
-        size = deriver.planned_size(image) if stored is None else stored
-        return _body(None, size, image, headers, stored=stored is not None)
-    if stored is None:
-        stream = deriver.make(image)
-        return _body(stream, stream.size, image, headers, stored=False)
-    url = _direct_url(services, image)
-    if url is not None:
-        return redirect(url, HTTPStatus.FOUND)
-    return _from_storage(deriver, image, stored, headers)
+def _flag(name: str) -> bool | None:
+    text = _parameter(name)
+    if text not in (None, "true", "false"):
+        raise answers.InvalidQuery(f"{name} is {text!r}; allowed: true, false")
+    return None if text is None else text == "true"
 
 
-def _from_storage(deriver: Deriver, image: DerivedImage, size: int, headers: Headers) -> AnyResponse:
-    """Answer with the kept image, or with the one range of it that is asked for."""
-    wanted = request.range
-    same = (request.if_range.etag is None and request.if_range.date is None) or request.if_range.etag == image.etag
-    if wanted is None or wanted.units != "bytes" or len(wanted.ranges) != 1 or not same:
-        return _body(deriver.stored(image, size), size, image, headers, stored=True)
-    span = wanted.range_for_length(size)
-    if span is None:
-        raise RequestedRangeNotSatisfiable(size, description=f"{image} has {size} bytes")
-    begin, end = span
-    headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
-    stream = deriver.stored(image, size, offset=begin, length=end - begin)
-    return _body(stream, end - begin, image, headers, stored=True, status=HTTPStatus.PARTIAL_CONTENT)
-
-
-def _direct_url(services: Services, image: DerivedImage) -> str | None:
-    """Return where the client may fetch a kept image without us; None where it is to come through us."""
-    if services.settings.proxy_storage:
-        return None
-    return services.storage.preferred.direct_download_url(
-        image.path, seconds=_URL_SECONDS, file_name=image.file_name, media_type=image.media_type
-    )
-
-
-def _headers(image: DerivedImage) -> Headers:
-    headers = Headers()
-    headers["ETag"] = quote_etag(image.etag)
-    headers["Cache-Control"] = "no-cache"  # a tag moves; the ETag tells whether it has
-    headers["Content-Type"] = image.media_type
-    headers["Content-Disposition"] = f'attachment; filename="{image.file_name}"'
-    headers["X-Content-Type-Options"] = "nosniff"
-    return headers
-
-
-def _body(
-    stream: Stream | None,
-    size: int | None,
-    image: DerivedImage,
-    headers: Headers,
-    *,
-    stored: bool,
-    status: HTTPStatus = HTTPStatus.OK,
-) -> Response:
-    """Answer with `stream`, or with its headers alone."""
-    if size is not None:
-        headers["Content-Length"] = str(size)
-    if stored:
-        headers["Accept-Ranges"] = "bytes"
-    # An iterator also where there is nothing to send: of a sequence Flask would tell the length.
-    chunks = (
-        iter(())
-        if stream is None
-        else whole_or_cut(stream.chunks, request.environ, what=str(image), has_length=size is not None)
-    )
-    return Response(chunks, status=status, headers=headers, direct_passthrough=True)
+def _resolved(wish: Wish) -> Delivery:
+    services, redirect = _services(), _flag("redirect")
+    image = Deriver(services).resolve(wish)
+    audit.resolved(image)
+    makings: Makings = current_app.extensions[MAKINGS]
+    return Delivery(services, makings, image, redirect, current_app.extensions[audit.AUDIT].who())

@@ -148,10 +148,10 @@ def test_conditions_are_taken_in_their_order(asked: Asked, wanted: Verdict) -> N
 )
 def test_one_range_is_answered_with_that_part(field: str, wanted: tuple[int, int]) -> None:
     part = span(Asked(range=field), OURS, 100)
-    assert part == Span(*wanted)
+    assert part == Span(*wanted, 100)
     assert wants_part(Asked(range=field), OURS)
     begin, end = wanted[0], wanted[0] + wanted[1] - 1
-    assert part.content_range(100) == f"bytes {begin}-{end}/100"
+    assert part.content_range == f"bytes {begin}-{end}/100"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_of_nothing_there_is_no_part() -> None:
 )
 def test_if_range_wants_exactly_the_same(field: str, same: bool) -> None:
     asked = Asked(range="bytes=10-19", if_range=field)
-    assert span(asked, OURS, 100) == (Span(10, 10) if same else None)
+    assert span(asked, OURS, 100) == (Span(10, 10, 100) if same else None)
 
 
 def test_if_range_with_a_date_is_never_the_same_as_what_has_none() -> None:
@@ -262,6 +262,12 @@ def test_a_head_is_asked_for_no_range() -> None:
     asked = Asked.of("HEAD", Headers({"Range": "bytes=0-0"}).get)
     assert asked.range is None
     assert span(asked, OURS, 100) is None
+
+
+def test_a_date_decides_only_where_one_is_given() -> None:
+    assert Asked(if_modified_since=EXACT).dated
+    assert Asked(if_unmodified_since=EXACT).dated
+    assert not Asked(if_match="*", if_none_match="*", range="bytes=0-", if_range=EXACT).dated
 
 
 @pytest.mark.parametrize(

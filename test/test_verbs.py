@@ -214,12 +214,16 @@ def test_head_has_the_headers_of_get_and_makes_nothing(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.push("acme/app:1.0", AMD64)
     client = place.app().test_client()
-    for url in ("/c1/rootfs/acme/app/1.0", "/c1/aci/acme/app/1.0?compression=none"):
-        kept = place.derived()
-        head = client.head(url, headers={"X-Request-ID": "same"})
-        assert (head.status_code, head.data, place.derived()) == (200, b"", kept)
-        with client.get(url, headers={"X-Request-ID": "same"}) as get:
-            assert dict(head.headers) == dict(get.headers)
+    urls = ("/c1/rootfs/acme/app/1.0", "/c1/aci/acme/app/1.0?compression=none")
+    same = {"X-Request-ID": "same"}
+    heads = [client.head(url, headers=same) for url in urls]
+    assert {(head.status_code, head.data) for head in heads} == {(200, b"")}
+    assert place.derived() == []
+    for url, head in zip(urls, heads, strict=True):
+        made, stored = client.get(url, headers=same), client.get(url, headers=same)
+        assert dict(head.headers) == dict(made.headers)
+        assert dict(client.head(url, headers=same).headers) == dict(stored.headers)
+        assert made.data == stored.data
 
 
 def test_head_promises_no_length_that_only_making_it_would_tell(tmp_path: Path) -> None:
