@@ -15,7 +15,8 @@ from typing import Protocol
 
 from data.derivedimages import DerivedImages, Lease
 from data.storage.base import BlobWriter, Storage
-from endpoints.spool import Ending, Follower, MakerGone, Spool
+from endpoints.following import Follower, Near
+from endpoints.spool import Ending, MakerGone, Spool
 from endpoints.streams import Stream
 from util.problem import Damaged, Problem
 
@@ -139,7 +140,7 @@ class Maker:
         if self._spool is None:
             broken = self._lease is not None
             raise MakerGone("the making has no spool", Ending.BROKEN if broken else Ending.LEFT)
-        follower = self._spool.follow()
+        follower = Near(self._spool)
         self._followed = True
         ending = self._spool.state.ending
         if ending not in (None, Ending.WHOLE):  # who came in time is told why; who comes now may try again

@@ -3,9 +3,6 @@
 The law: a client gets exactly the right bytes or a cut connection. One making stores, under a lease and at a path of
 its own, and a row says that an image is complete only after its object is. A making runs at its own pace and to its
 own end, whoever reads of it, slowly or no more; it is read from its spool, so memory does not grow with clients.
-
-Where a maker dies, those who followed it go on at the byte they have come to, with whatever there is then: a making of
-their own, another one's, the stored image. What was sent is compared with what is skipped: no client gets two halves.
 """
 
 import atexit
@@ -18,17 +15,17 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from data.derivedimages import DerivedImages, DerivedRecord, Lease, NewDerived, State
 from data.storage.base import BlobNotFound
-from endpoints import spool
+from endpoints import following, spool
 from endpoints.maker import Maker, Nobody, NotKept, Watcher
-from endpoints.spool import Ending, Follower, MakerGone, MakingFailed
-from endpoints.streams import Chunks, Stream, close, read_through, started
-from util.problem import Damaged, Problem
+from endpoints.origins import BytesDiffer, How, Plain, Source, Spooled, alone, lasting
+from endpoints.spool import Ending, MakerGone, MakingFailed
+from endpoints.streams import Chunks, Stream, read_through, started
+from util.problem import Problem
 
 if TYPE_CHECKING:
     from endpoints.derive import DerivedImage
@@ -55,9 +52,7 @@ MAKINGS = "registry_verbs_makings"
 
 _PER_CORE = 2  # makings at once, where the settings do not say
 _APPEAR_SECONDS = 3.0  # how long the spool of a making of this host may take to show
-_SETTLE_SECONDS = 2.0  # how long the end of a body waits for the image to be stored, so that a next request finds it
 _WATCH_SECONDS = 0.25  # between two looks at a making that is waited for
-_NEVER = 1 << 62  # no spool has as many bytes
 _CLOSE_SECONDS = 5.0  # for makings to end with their process
 
 
@@ -66,20 +61,6 @@ class Busy(Problem):
 
     code = "BUSY"
     retry_after = 10
-
-
-class BytesDiffer(Damaged):
-    """An image that was to be gone on with, and begins with other bytes than its client has."""
-
-    code = "BYTES_DIFFER"
-
-
-class How(StrEnum):
-    """Where the bytes of a live image come from."""
-
-    MADE = "made"  # by a making that this request began
-    FOLLOWED = "followed"  # from one that was running, in this process or another one of this host
-    STREAMED = "streamed"  # by a generation of its own, of which nothing is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +149,7 @@ class Makings:
         if isinstance(found, Stored):
             return found
         source = self._straight(image) if found is None else found
-        return Live(self._lasting(image, asked_by, source), source.size, source.how)
+        return Live(lasting(str(image), source, partial(self._gone_on, image, asked_by)), source.size, source.how)
 
     def stream(self, image: "DerivedImage", *, asked_by: str | None = None) -> Stream:
         """Return the bytes of `image` from wherever `open` finds them. Raises as `open` does."""
@@ -251,15 +232,11 @@ class Makings:
                 self._give_place()
         if stream is None:
             return None
-        chunks = _closing(_Plain(stream, self._give_place))
-        next(chunks)
-        return Stream(chunks, stream.size)
+        return Stream(alone(Plain(stream, self._give_place)), stream.size)
 
     # --- Where the bytes are ---
 
-    def _found(
-        self, image: "DerivedImage", asked_by: str | None, *, urgent: bool = False
-    ) -> "Stored | _Spooled | None":
+    def _found(self, image: "DerivedImage", asked_by: str | None, *, urgent: bool = False) -> "Stored | Spooled | None":
         """Return where `image` is, after beginning to make it if nobody has; None where it is not kept for us.
 
         `urgent`: for a client that has some of it, so that it is too late for Busy.
@@ -278,7 +255,7 @@ class Makings:
         log.warning("%s is not followed: its making does not show", image)
         return None
 
-    def _look(self, image: "DerivedImage", asked_by: str | None, *, urgent: bool) -> "Stored | _Spooled | None":
+    def _look(self, image: "DerivedImage", asked_by: str | None, *, urgent: bool) -> "Stored | Spooled | None":
         maker = self._running.get(image.key)
         if maker is not None:
             return self._joined(maker, How.FOLLOWED)
@@ -310,12 +287,12 @@ class Makings:
         self._storage.delete(record.path)
         raise _LookAgain
 
-    def _joined(self, maker: Maker, how: How) -> "_Spooled | None":
+    def _joined(self, maker: Maker, how: How) -> "Spooled | None":
         """Follow a making of this process."""
         try:
             follower = maker.follow()
             try:
-                return _Spooled(follower, follower.begun().size, how, maker)
+                return Spooled(follower, follower.begun().size, how, maker)
             except BaseException:
                 follower.close()
                 raise
@@ -324,13 +301,13 @@ class Makings:
                 return None
             raise _LookAgain from None
 
-    def _joined_far(self, image: "DerivedImage", record: DerivedRecord) -> "_Spooled | None":
+    def _joined_far(self, image: "DerivedImage", record: DerivedRecord) -> "Spooled | None":
         """Follow a making of another process of this host."""
-        follower = spool.find(self._folder, record.token, held=lambda: self._is_held(record))
+        follower = following.find(self._folder, record.token, held=lambda: self._is_held(record))
         if follower is None:
             raise _LookAgain
         try:
-            return _Spooled(follower, follower.begun().size, How.FOLLOWED, None)
+            return Spooled(follower, follower.begun().size, How.FOLLOWED, None)
         except MakingFailed:  # the error itself did not come over; making it here finds it too
             follower.close()
             raise _LookAgain from None
@@ -410,61 +387,24 @@ class Makings:
             log.exception("whether %s is kept cannot be told", image)
             raise _NotAnswered from error
 
-    # --- The bytes ---
-
-    def _straight(self, image: "DerivedImage", *, urgent: bool = False) -> "_Plain":
+    def _straight(self, image: "DerivedImage", *, urgent: bool = False) -> "Plain":
         """Generate `image` for one client. Raises Busy, and what Deriver.generate raises."""
         with self._lock:
             self._take_place(urgent=urgent)
         try:
-            return _Plain(self._deriver.generate(image), self._give_place)
+            return Plain(self._deriver.generate(image), self._give_place)
         except BaseException:
             self._give_place()
             raise
 
-    def _gone_on(self, image: "DerivedImage", asked_by: str | None) -> "_Source":
+    def _gone_on(self, image: "DerivedImage", asked_by: str | None) -> "Source":
         """Return where the rest of `image` is for a client whose source is gone."""
         found = self._found(image, asked_by, urgent=True)
         if isinstance(found, Stored):
-            return _Plain(self.read(found.record), lambda: None)
+            return Plain(self.read(found.record), lambda: None)
         return self._straight(image, urgent=True) if found is None else found
 
-    def _lasting(self, image: "DerivedImage", asked_by: str | None, source: "_Source") -> Chunks:
-        """Return the bytes of `image`, from `source` and whatever takes its place. Closing it closes them."""
-        chunks = self._chunks(image, asked_by, source)
-        next(chunks)  # now it stands within its `try`, and a close() reaches the source
-        return chunks
-
-    def _chunks(self, image: "DerivedImage", asked_by: str | None, source: "_Source") -> Chunks:
-        sent, proof = 0, source  # `proof` holds all that was sent
-        try:
-            yield b""
-            while True:
-                try:
-                    at = 0
-                    for chunk in source.chunks():
-                        rest = chunk if at == sent else _checked_off(chunk, proof, at, sent, image)
-                        at += len(chunk)
-                        if not rest:
-                            continue
-                        if proof is not source:
-                            proof.close()
-                            proof = source
-                        sent = at
-                        yield rest
-                    if at < sent:
-                        raise BytesDiffer(f"{image} ended after {at} bytes, {sent} of which were sent")
-                    return
-                except MakerGone as gone:
-                    log.warning("%s goes on at byte %d without its maker: %s", image, sent, gone)
-                    if source is not proof:
-                        source.close()
-                    source = self._gone_on(image, asked_by)
-        finally:
-            source.close()
-            proof.close()
-
-    def _wait_for(self, found: "_Spooled", tell: Advance) -> None:
+    def _wait_for(self, found: "Spooled", tell: Advance) -> None:
         """Wait until the making that `found` follows has ended; where it was ours, raise what it failed of."""
         maker = found.maker
         try:
@@ -545,98 +485,6 @@ class _LookAgain(Exception):
 
 class _NotAnswered(Exception):
     """Rows or storage failed; it has been logged."""
-
-
-class _Source(Protocol):
-    """Where a client's bytes come from."""
-
-    size: int | None
-    how: How
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield all of the image, once. Raises MakerGone only where `piece` gives what came."""
-
-    def piece(self, offset: int, length: int) -> bytes:
-        """Return at least one and at most `length` bytes of what came."""
-
-    def close(self) -> None:
-        """Let go. Idempotent."""
-
-
-class _Spooled:
-    """A making's spool. `maker` is None where another process makes it."""
-
-    def __init__(self, follower: Follower, size: int | None, how: How, maker: Maker | None) -> None:
-        self.size, self.how, self.maker = size, how, maker
-        self._follower = follower
-
-    def chunks(self) -> Iterator[bytes]:
-        yield from self._follower.chunks()
-        if self.maker is not None:
-            self.maker.done.wait(_SETTLE_SECONDS)
-
-    def piece(self, offset: int, length: int) -> bytes:
-        return self._follower.piece(offset, length)
-
-    def close(self) -> None:
-        self._follower.close()
-
-    def progress(self) -> tuple[int, int | None]:
-        """Return how many bytes are made, and of how many."""
-        state = self._follower.watch(-1)
-        return state.written, state.size
-
-    def ended(self, timeout: float) -> bool:
-        """Wait for the end, `timeout` seconds at most, and tell whether it came, whichever it is."""
-        try:
-            return self._follower.watch(_NEVER, timeout).ending is not None
-        except MakerGone:
-            return True
-
-
-class _Plain:
-    """A stream that is nobody else's. `done` is called at its end."""
-
-    how = How.STREAMED
-
-    def __init__(self, stream: Stream, done: Callable[[], None]) -> None:
-        self.size: int | None = stream.size
-        self._stream = stream
-        self._done: Callable[[], None] | None = done
-
-    def chunks(self) -> Iterator[bytes]:
-        return self._stream.chunks
-
-    def piece(self, offset: int, length: int) -> bytes:
-        raise NotImplementedError("a stream does not go back")
-
-    def close(self) -> None:
-        done, self._done = self._done, None
-        if done is not None:
-            try:
-                close(self._stream.chunks)
-            finally:
-                done()
-
-
-def _closing(source: _Plain) -> Chunks:
-    try:
-        yield b""
-        yield from source.chunks()
-    finally:
-        source.close()
-
-
-def _checked_off(chunk: bytes, proof: _Source, at: int, sent: int, image: object) -> bytes:
-    """Return what of `chunk`, which stands at byte `at`, was not sent yet. Raises BytesDiffer."""
-    before = min(len(chunk), sent - at)
-    done = 0
-    while done < before:
-        piece = proof.piece(at + done, before - done)
-        if chunk[done : done + len(piece)] != piece:
-            raise BytesDiffer(f"{image} is not made of the same bytes as before, from byte {at + done} on")
-        done += len(piece)
-    return chunk[before:]
 
 
 def _asked(image: "DerivedImage") -> NewDerived:

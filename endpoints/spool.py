@@ -14,23 +14,19 @@ import os
 import threading
 import time
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any
 
 from util.problem import Damaged, Problem
-
-PIECE = 1 << 20
-"""The most bytes that a reader takes at a time."""
 
 SWEEP_SECONDS = 60.0
 """How long a spool must have been still to be swept: one that is just coming to be has no lock for a moment."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05  # seconds between two looks at another process's spool
-_PATIENCE = 2.0  # seconds without a byte, after which a reader asks whether its maker is still the one
-_DATA, _NEW = ".data", ".new"
+DATA = ".data"
+"""Stands after the name of a note in that of its data."""
+
+_NEW = ".new"
 _MAX_REASON = 2000
 _MAX_NOTE = 64 << 10
 
@@ -95,7 +91,7 @@ class Spool:
             self._note = self._opened(self._name + _NEW, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND)
             fcntl.flock(self._note, fcntl.LOCK_EX)
             self._tell(growing=growing)
-            data = self._name + _DATA
+            data = self._name + DATA
             if growing is None:
                 self._data = self._opened(data, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             else:
@@ -147,14 +143,10 @@ class Spool:
         self._error = error
         self._become(State(now.begun, now.written, size, ending))
 
-    def follow(self) -> "Follower":
-        """Return a follower within this process."""
-        return _Near(self)
-
     def close(self) -> None:
         """Take the names away and let go of the files. Raises nothing; idempotent."""
         self.end(Ending.LEFT)
-        for name in (self._name + _NEW, self._name, self._name + _DATA):
+        for name in (self._name + _NEW, self._name, self._name + DATA):
             with contextlib.suppress(OSError):
                 os.unlink(name)
         with self._changed:
@@ -210,171 +202,6 @@ class Spool:
             return self._state
 
 
-class Follower(ABC):
-    """A reader of a spool while it grows. Good for one thread; `close` it."""
-
-    def __init__(self, data: int) -> None:
-        self._data: int | None = data
-
-    @abstractmethod
-    def watch(self, beyond: int, timeout: float | None = None) -> State:
-        """Return the state once there are more than `beyond` bytes or an end, at the latest after `timeout` seconds.
-
-        Raises MakerGone where the maker has left without a word.
-        """
-
-    @abstractmethod
-    def _failure(self) -> Exception:
-        """Return why the making failed."""
-
-    def begun(self) -> State:
-        """Wait for the first byte. Raises what kept it from coming, MakerGone where it will come from elsewhere."""
-        state = self.watch(0)
-        if not state.written and state.ending is not Ending.WHOLE:
-            raise self._end(state)
-        return state
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield all that the spool holds and will hold. Raises MakerGone, SpoolCut, and what the making failed of."""
-        offset = 0
-        while True:
-            state = self.watch(offset)
-            while offset < state.written:
-                piece = self.piece(offset, min(PIECE, state.written - offset))
-                offset += len(piece)
-                yield piece
-            if state.ending is Ending.WHOLE:
-                if offset != state.size:
-                    raise SpoolCut(f"the spool has {offset} bytes and should have {state.size}")
-                return
-            if state.ending is not None:
-                raise self._end(state)
-
-    def piece(self, offset: int, length: int) -> bytes:
-        """Return at most `length` bytes from `offset`, at least one. Raises SpoolCut where there is none."""
-        if self._data is None:
-            raise ValueError("the follower has been closed")
-        piece = os.pread(self._data, length, offset)
-        if not piece:
-            raise SpoolCut(f"the spool ends at byte {offset}")
-        return piece
-
-    def close(self) -> None:
-        """Let go of the spool. Idempotent."""
-        data, self._data = self._data, None
-        if data is not None:
-            os.close(data)
-            self._closed()
-
-    def _closed(self) -> None:  # noqa: B027 not every follower holds more
-        pass
-
-    def _end(self, state: State) -> Exception:
-        if state.ending is Ending.FAILED:
-            return self._failure()
-        return MakerGone(f"the making is {state.ending}", state.ending)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class _Near(Follower):
-    """In the maker's own process: woken by it."""
-
-    def __init__(self, spool: Spool) -> None:
-        super().__init__(spool.join())
-        self._spool = spool
-
-    def watch(self, beyond: int, timeout: float | None = None) -> State:
-        return self._spool.wait(beyond, timeout)
-
-    def _failure(self) -> Exception:
-        return self._spool.error or MakingFailed("the making failed")
-
-    def _closed(self) -> None:
-        self._spool.part()
-
-
-class _Far(Follower):
-    """In another process: looks again and again, and at the lock when nothing comes."""
-
-    def __init__(self, data: int, note: int, held: Callable[[], bool]) -> None:
-        super().__init__(data)
-        self._note, self._held = note, held
-        self._lines, self._told = 0, State()
-        self._reason = ""
-
-    def watch(self, beyond: int, timeout: float | None = None) -> State:
-        now = time.monotonic()
-        end = None if timeout is None else now + timeout
-        patience = now + _PATIENCE
-        pause = _FIRST_PAUSE
-        while True:
-            state = self._look()
-            if state.ending is not None or state.written > beyond:
-                return state
-            if is_dead(self._note):
-                state = self._look()  # it may have come to its end between the two looks
-                if state.ending is not None or state.written > beyond:
-                    return state
-                raise MakerGone("the maker died")
-            now = time.monotonic()
-            if end is not None and now >= end:
-                return state
-            if now >= patience:
-                if not self._held():
-                    raise MakerGone("the maker stands still, and its lease is over")
-                patience = now + _PATIENCE
-            time.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
-
-    def _look(self) -> State:
-        # The note first: what it says of an end is then true of the data that is measured afterwards.
-        if os.fstat(self._note).st_size != self._lines:
-            self._read_note()
-        if self._data is None:
-            raise ValueError("the follower has been closed")
-        told = self._told
-        # Before a begin the data has no bytes, and after it all that it has are right.
-        return State(told.begun, os.fstat(self._data).st_size if told.begun else 0, told.size, told.ending)
-
-    def _read_note(self) -> None:
-        lines = _read(self._note)
-        whole = lines[: lines.rfind(b"\n") + 1]
-        self._lines = len(whole)
-        said = _said(whole)
-        ending = said.get("ending")
-        self._told = State(said.get("begun", False), 0, said.get("size"), None if ending is None else Ending(ending))
-        self._reason = said.get("reason") or ""
-
-    def _failure(self) -> Exception:
-        return MakingFailed(self._reason or "the making failed")
-
-    def _closed(self) -> None:
-        os.close(self._note)
-
-
-def find(folder: str, token: str, *, held: Callable[[], bool]) -> Follower | None:
-    """Return a follower of the spool `token` in `folder`, whichever process makes it; None where there is none.
-
-    `held` is asked, now and then while no byte comes, whether its maker may still be waited for.
-    """
-    name = os.path.join(folder, token)
-    try:
-        note = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        data = os.open(name + _DATA, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        os.close(note)
-        return None
-    return _Far(data, note, held)
-
-
 def dead(folder: str, token: str) -> bool:
     """Tell whether the maker of the spool `token` died without taking it away."""
     try:
@@ -382,12 +209,12 @@ def dead(folder: str, token: str) -> bool:
     except OSError:
         return False
     try:
-        return is_dead(note)
+        return is_unlocked(note)
     finally:
         os.close(note)
 
 
-def is_dead(note: int) -> bool:
+def is_unlocked(note: int) -> bool:
     """Tell whether nobody has the note locked that is open as `note`."""
     try:
         fcntl.flock(note, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -406,10 +233,10 @@ def bury(folder: str, token: str) -> bool:
         except OSError:
             continue
         try:
-            if not is_dead(note):
+            if not is_unlocked(note):
                 return False
-            growing = _growing(_read(note))
-            for left in (growing, path, os.path.join(folder, token + _DATA)):
+            growing = _growing(read_note(note))
+            for left in (growing, path, os.path.join(folder, token + DATA)):
                 if left is not None:
                     with contextlib.suppress(OSError):
                         os.unlink(left)
@@ -423,7 +250,7 @@ def sweep(folder: str, *, older_than: float = SWEEP_SECONDS, dry_run: bool = Fal
     """Remove the spools of dead makers that nothing was written to for `older_than` seconds; return how many."""
     found = 0
     for token in sorted(_tokens(folder)):
-        files = [os.path.join(folder, token + suffix) for suffix in ("", _NEW, _DATA)]
+        files = [os.path.join(folder, token + suffix) for suffix in ("", _NEW, DATA)]
         if _age(files) < older_than:
             continue
         if dry_run:
@@ -439,7 +266,7 @@ def sweep(folder: str, *, older_than: float = SWEEP_SECONDS, dry_run: bool = Fal
 
 def _tokens(folder: str) -> set[str]:
     try:
-        return {name.removesuffix(_NEW).removesuffix(_DATA) for name in os.listdir(folder)}
+        return {name.removesuffix(_NEW).removesuffix(DATA) for name in os.listdir(folder)}
     except OSError:
         return set()
 
@@ -458,7 +285,7 @@ def _alive(notes: list[str]) -> bool:
         with contextlib.suppress(OSError):
             descriptor = os.open(note, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if not is_dead(descriptor):
+                if not is_unlocked(descriptor):
                     return True
             finally:
                 os.close(descriptor)
@@ -466,15 +293,16 @@ def _alive(notes: list[str]) -> bool:
 
 
 def _growing(note: bytes) -> str | None:
-    growing = _said(note).get("growing")
+    growing = what_says(note).get("growing")
     return growing if isinstance(growing, str) else None
 
 
-def _read(note: int) -> bytes:
+def read_note(note: int) -> bytes:
+    """Return what stands in the note that is open as `note`."""
     return os.pread(note, _MAX_NOTE, 0)
 
 
-def _said(note: bytes) -> dict[str, Any]:
+def what_says(note: bytes) -> dict[str, Any]:
     """Return what all lines say together. One that a full disk has cut says nothing."""
     said: dict[str, Any] = {}
     for line in note.splitlines():
