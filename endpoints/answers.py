@@ -12,11 +12,15 @@ from flask import Response, json, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import HTTPException
 
+from data.owntables import DatabaseUnavailable
 from data.storage.base import StorageUnavailable
 from endpoints import audit
 from endpoints.access import Denied, Unauthenticated
 from endpoints.image import NamespaceDisabled, NotAnImageRepository
 from endpoints.making import Busy
+from endpoints.priming import ReadOnlyRegistry
+from endpoints.rules import InvalidRequest
+from endpoints.stock import JobEnded
 from util.problem import Damaged, Inexpressible, Malformed, Missing, Problem, TooLarge, Unsupported
 
 log = logging.getLogger(__name__)
@@ -33,10 +37,14 @@ _STATUS: tuple[tuple[type[Problem], HTTPStatus], ...] = (
     (Unauthenticated, HTTPStatus.UNAUTHORIZED),
     (Denied, HTTPStatus.FORBIDDEN),
     (InvalidQuery, HTTPStatus.BAD_REQUEST),
+    (InvalidRequest, HTTPStatus.BAD_REQUEST),
+    (ReadOnlyRegistry, HTTPStatus.CONFLICT),
+    (JobEnded, HTTPStatus.CONFLICT),
     (NamespaceDisabled, HTTPStatus.BAD_REQUEST),
     (NotAnImageRepository, HTTPStatus.METHOD_NOT_ALLOWED),
     (Busy, HTTPStatus.SERVICE_UNAVAILABLE),
     (StorageUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (DatabaseUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (Missing, HTTPStatus.NOT_FOUND),
     (Unsupported, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     (Inexpressible, HTTPStatus.UNPROCESSABLE_ENTITY),

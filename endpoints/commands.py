@@ -1,4 +1,4 @@
-"""The command line: serve, import, derive, formats. The same code as over HTTP, and no server needed.
+"""The command line: serve, import, derive, gc, formats. The same code as over HTTP, and no server needed.
 
 The law: data alone goes to stdout, talk to stderr, progress only to a terminal. A failure is one line; exit 0 is done,
 1 failed, 2 asked for wrongly. Heavy modules are imported by the command that needs them: help comes at once.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from endpoints import admincommands
 from endpoints.commandline import (
     Commands,
     ReadConfiguration,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from util.platform import Platform
 
 _WORKERS = range(2, 33)
+
+
+_STORING_SECONDS = 600.0  # for an image that is written already to be stored too
 
 
 @click.group(
@@ -154,16 +158,19 @@ def derive(
     telling name.
     """
     from endpoints.derive import Deriver, Wish
+    from endpoints.making import Makings
     from endpoints.output import STDOUT, Output
     from endpoints.progress import progress
 
     if output == STDOUT and sys.stdout.isatty():
         raise click.UsageError("the image is binary and stdout is a terminal; say -o FILE, or pipe it")
     signal.signal(signal.SIGTERM, terminated)
-    deriver = Deriver(services_of(read))
-    derived = deriver.resolve(Wish(verb, image.namespace, image.repository, image.reference, platform, compression))
-    stream = deriver.stream(derived)
+    services = services_of(read)
+    wish = Wish(verb, image.namespace, image.repository, image.reference, platform, compression)
+    derived = Deriver(services).resolve(wish)
+    makings = Makings(services)
     try:
+        stream = makings.stream(derived, asked_by="registry-verbs derive")
         with (
             closing(stream.chunks) as chunks,
             progress(derived.file_name, stream.size) as advance,
@@ -174,6 +181,8 @@ def derive(
                 advance(len(chunk))
     except BrokenPipeError:
         sys.exit(1)  # who read has had enough, and knows it
+    finally:
+        makings.close(seconds=_STORING_SECONDS)
 
 
 @cli.command(epilog=examples("registry-verbs formats"))
@@ -189,3 +198,34 @@ def formats(read: ReadConfiguration) -> None:
         url = f"{settings.url_scheme}://{settings.server_hostname}/c1/{verb}/NAMESPACE/REPOSITORY/TAG"
         click.echo(f"{verb:{width}}  {formatter.summary}  [{formatter.media_type}]")
         click.echo(f"{'':{width}}  {formatter.usage.format(url=url)}")
+
+
+@cli.command(
+    epilog=examples(
+        "registry-verbs gc --dry-run",
+        "VERBS_QUOTA=500G VERBS_KEEP_DAYS=7 registry-verbs gc",
+    )
+)
+@click.option("--dry-run", is_flag=True, help="Tell what would be dropped, and leave it.")
+@click.pass_obj
+def gc(read: ReadConfiguration, *, dry_run: bool) -> None:
+    """Drop derived images that are out of date, unused or too much.
+
+    That is: whose tag has moved or is gone; not fetched for VERBS_KEEP_DAYS; the least recently fetched beyond
+    VERBS_QUOTA; and what makings that died have left. One line for each: the reason, bytes, and what it is. A server
+    does this by itself every VERBS_GC_SECONDS. Nothing of the registry's own is ever touched.
+    """
+    from endpoints.collector import collector_of
+
+    report = collector_of(services_of(read)).collect(dry_run=dry_run)
+    for finding in report.dropped:
+        click.echo(f"{finding.reason:9}  {finding.size:>15}  {finding.what}")
+    click.echo(report.summary, err=True)
+    for failure in report.failures:
+        click.echo(f"registry-verbs: {failure}", err=True)
+    if report.failures:
+        sys.exit(1)
+
+
+for command in admincommands.COMMANDS:
+    cli.add_command(command)

@@ -4,10 +4,16 @@ The law: a program that reads our output never sees a byte of it, and nothing is
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from endpoints.stock import Made
 
 Advance = Callable[[int], None]
+
+Show = Callable[[int, "Mapping[str, Made]"], None]
 
 
 @contextmanager
@@ -24,3 +30,43 @@ def progress(what: str, total: int | None) -> Iterator[Advance]:
     with Progress(*columns, *foreseeable, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(what, total=total)
         yield lambda size: shown.advance(task, size)
+
+
+@contextmanager
+def jobs_progress(total: int) -> Iterator[Show]:
+    """Show how many of `total` jobs have ended, and how far those are that run. What comes out is told both."""
+    if not sys.stderr.isatty():
+        yield lambda _, __: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn
+    from rich.text import Text
+
+    in_bytes = DownloadColumn(binary_units=True)
+
+    class Amount(MofNCompleteColumn):
+        """Jobs are counted one by one, bytes in units."""
+
+        def render(self, task: Task) -> Text:
+            return super().render(task) if task.id == 0 else in_bytes.render(task)
+
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        Amount(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as shown:
+        all_jobs = shown.add_task("derived images", total=total)
+        lines: dict[str, TaskID] = {}
+
+        def show(ended: int, running: "Mapping[str, Made]") -> None:
+            shown.update(all_jobs, completed=ended)
+            for gone in lines.keys() - running.keys():
+                shown.remove_task(lines.pop(gone))
+            for what, made in running.items():
+                if what not in lines:
+                    lines[what] = shown.add_task(what, total=None)
+                shown.update(lines[what], completed=made.done, total=made.total)
+
+        yield show

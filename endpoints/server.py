@@ -16,8 +16,9 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from endpoints import making, metrics
+from endpoints import background, making, metrics
 from endpoints.audit import OneLine, RequestIds
+from endpoints.extension import RegistryVerbs
 
 THREADS = 16
 """Downloads at once in one worker. A stream waits for its client most of the time; compression runs without the GIL."""
@@ -75,7 +76,9 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
         handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s"))
         handler.addFilter(RequestIds())
         logging.basicConfig(level=logging.INFO, handlers=[handler])
-        return self._load()
+        app = self._load()
+        RegistryVerbs().start_background(app)
+        return app
 
     def _worker_ended(self, _: Any, worker: Any) -> None:
         metrics.process_ended(worker.pid, self._metrics)
@@ -93,10 +96,12 @@ def _worker_began(worker: Any) -> None:
         timer = threading.Timer(_GRACE - _CLOSING, making.close_all)
         timer.daemon = True
         timer.start()
+        threading.Thread(target=background.stop_all, daemon=True).start()  # others may take its jobs at once
         worker.handle_exit(number, frame)
 
     signal.signal(signal.SIGTERM, stop)
 
 
 def _worker_ends(_: Any, __: Any) -> None:
+    background.stop_all()
     making.close_all()

@@ -21,7 +21,7 @@ def make_service(configuration: Mapping[str, Any]) -> Flask:
     app = Flask("registry_verbs", static_folder=None, template_folder=None)
     app.config.update(configuration)
     audit.watch(app)
-    RegistryVerbs(app)
+    RegistryVerbs(app, admin_prefix="/api/v1")
     proxies = app.extensions[EXTENSION].settings.proxies
     if proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=0, x_host=0)  # type: ignore[method-assign]
