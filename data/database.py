@@ -320,7 +320,8 @@ def _sqlite_engine(url: URL) -> Engine:
                 os.makedirs(os.path.dirname(os.path.abspath(file)), exist_ok=True)
         except OSError as error:
             raise UnusableDatabase(f"the folder of the database {file} cannot be made: {error.strerror}") from error
-        engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": _BUSY_SECONDS})
+        connecting = {} if "timeout" in url.query else {"timeout": _BUSY_SECONDS}
+        engine = create_engine(url, poolclass=NullPool, connect_args=connecting)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

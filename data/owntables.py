@@ -226,22 +226,27 @@ def changing(engine: Engine, work: Callable[[Connection], _Result]) -> _Result:
 
 def _run(engine: Engine, work: Callable[[Connection], _Result], *, writes: bool) -> _Result:
     upgrades = bool(engine.get_execution_options().get(_UPGRADES))
-    attempt = 0
+    gave_way = 0
+    cut = False
     while True:
+        connected = False
         try:
             with begun(engine, writes=writes) as connection:
+                connected = True
                 return work(connection)
         except DBAPIError as error:
             if upgrades and _facts(error) & _NO_TABLE:
                 upgrades = False  # once
                 upgrade(engine)
-                continue
-            attempt += 1
-            if attempt >= _ATTEMPTS or not _may_pass(error):
-                if isinstance(error, (IntegrityError, DataError)):
-                    raise  # a mistake of ours, and not the database's
+            elif connected and error.connection_invalidated and not cut:
+                cut = True  # once: the server is there again at the next attempt, or it is down
+            elif gave_way + 1 < _ATTEMPTS and (isinstance(error, IntegrityError) or _facts(error) & _GAVE_WAY):
+                gave_way += 1
+                time.sleep(random.uniform(0, _PAUSE * gave_way))  # noqa: S311 no secret
+            elif isinstance(error, (IntegrityError, DataError)):
+                raise  # a mistake of ours, and not the database's
+            else:
                 raise _unavailable(error) from error
-            time.sleep(random.uniform(0, _PAUSE * attempt))  # noqa: S311 no secret
         except SQLAlchemyError as error:  # no connection came free in time
             raise _unavailable(error) from error
 
@@ -255,11 +260,6 @@ def _facts(error: DBAPIError) -> set[str | int]:
     number = original.args[0] if original is not None and original.args else None
     facts = {getattr(original, "sqlstate", None), number if isinstance(number, int) else None}
     return {fact for fact in facts if fact is not None}
-
-
-def _may_pass(error: DBAPIError) -> bool:
-    """Tell whether the transaction had to give way to another or lost its connection, and can be run again."""
-    return isinstance(error, IntegrityError) or error.connection_invalidated or bool(_facts(error) & _GAVE_WAY)
 
 
 def _unavailable(error: SQLAlchemyError) -> DatabaseUnavailable:
