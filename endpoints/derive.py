@@ -21,7 +21,7 @@ from data.registry import BlobLocation
 from data.storage.base import BlobNotFound
 from endpoints.image import BlobNotRegistered, ImageFinder, Layer
 from endpoints.services import Services
-from endpoints.streams import Stream, kept, read_through, started
+from endpoints.streams import Stream, kept, read_through, started, verified
 from formats.tarimageformatter import SourceImage, TarImageFormatter
 from util.compression import Compression, compressed, compression_revision
 from util.layerindex import LayerIndex
@@ -121,12 +121,13 @@ class Planned:
         return self.image.formatter.needs_all(self.image.source, self.rootfs, offset, length)
 
     def stream(self, offset: int, length: int) -> Stream:
-        """Return `length` bytes from `offset`, after reading what it takes of the layers; nothing is kept.
+        """Return `length` bytes from `offset`. Reads the layers they lie in, and keeps nothing.
 
-        Of a layer that is read in part the digest is not verified. Raises as `Deriver.make` does.
+        Raises as `Deriver.generate` does; what the iteration raises makes the bytes before it worthless, and then they
+        are not all.
         """
         part = self.image.formatter.range_generator(self.image.source, self.rootfs, offset, length)
-        return Stream(started(part), length)
+        return Stream(started(verified(part)), length)
 
 
 class Deriver:

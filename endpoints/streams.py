@@ -120,6 +120,18 @@ class _Keeper:
             log.exception("%s is not kept: storage failed", self._path)
 
 
+def verified(chunks: Iterator[bytes]) -> Chunks:
+    """Pass `chunks` on, and the last one after their end: what raises there is told by a body that is not whole."""
+    try:
+        held = next(chunks, None)
+        while held is not None:
+            following = next(chunks, None)
+            yield held
+            held = following
+    finally:
+        close(chunks)
+
+
 def read_through(stream: Readable, size: int, *, what: str) -> Chunks:
     """Yield the `size` bytes of `stream` and close it. Raises StoredImageCut where there are fewer."""
     left = size

@@ -51,14 +51,21 @@ def whole_or_cut(chunks: Iterator[bytes], environ: Mapping[str, Any], *, what: s
 
 
 def part_of(chunks: Iterator[bytes], offset: int, length: int) -> Chunks:
-    """Pass `length` bytes of `chunks` on from `offset`, and close them, read to their end or not."""
+    """Pass `length` bytes of `chunks` on from `offset`, the last of them after the end of `chunks`; and close them.
+
+    Whether they are right is known at the end only.
+    """
     end, position = offset + length, 0
+    held = b""
     try:
-        while position < end and (chunk := next(chunks, None)) is not None:
-            part = chunk[max(offset - position, 0) : end - position]
+        for chunk in chunks:
+            part = chunk[max(offset - position, 0) : max(end - position, 0)]
             position += len(chunk)
             if part:
-                yield part
+                if held:
+                    yield held
+                held = part
+        yield held
     finally:
         close(chunks)
 

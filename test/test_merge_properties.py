@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -236,11 +237,13 @@ def test_a_range_opens_the_layers_that_it_lies_in_and_no_others() -> None:
     assert opened == [2]
 
 
-def test_a_range_to_the_end_of_a_layer_tells_of_wrong_bytes_in_it() -> None:
-    blob = layers.layer(layers.file(b"a", b"1"), layers.file(b"b", b"2"))
+@pytest.mark.parametrize(("begin", "length"), [(1500, 1 << 20), (0, 1), (1024, 512), (20_000, 700_000)])
+def test_a_range_tells_of_wrong_bytes_in_a_layer_it_lies_in_before_it_and_after(begin: int, length: int) -> None:
+    blob = layers.layer(layers.file(b"a", b"1"), layers.file(b"b", bytes(1 << 20)), layers.file(b"c", b"2"))
     source = source_of(blob)
-    wrong = bytearray(blob)
-    wrong[512] = ord("x")
-    merger = StreamLayerMerger([LayerSource(source.digest, source.size, source.index, lambda: BytesIO(wrong))])
-    with pytest.raises(DigestMismatch):
-        list(merger.get_range(1500, merger.size))
+    for place in (512, len(blob) - 1024 - 512):
+        wrong = bytearray(blob)
+        wrong[place] = ord("x")
+        layer = LayerSource(source.digest, source.size, source.index, partial(BytesIO, bytes(wrong)))
+        with pytest.raises(DigestMismatch):
+            list(StreamLayerMerger([layer]).get_range(begin, length))

@@ -7,6 +7,7 @@ Memory is bounded by what is read ahead, whatever the image holds; what is infla
 """
 
 import hashlib
+import threading
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -147,8 +148,9 @@ class StreamLayerMerger:
     def get_range(self, offset: int, length: int) -> Generator[bytes, None, None]:
         """Yield `length` bytes of the tar from `offset`, fewer where it ends, in pieces of any size.
 
-        Layers that have no byte in the range are not opened; one in which it ends is not read further, so that its
-        digest stays unverified. Raises what `get_generator` raises.
+        Layers without a byte in the range are not opened; one in which it ends is read to its own end, which verifies
+        its digest, and not inflated further. Raises what `get_generator` raises, at the end too: who must not pass on
+        what is wrong keeps the last piece until then.
         """
         parts: list[bytes | bytearray] = []
         waiting = 0
@@ -176,19 +178,22 @@ class StreamLayerMerger:
         ]
         waiting = [layer for layer in wanted if plan.ends[layer]]
         running: dict[int, ReadAhead] = {}
+        enough = threading.Event()  # of the last layer
         try:
             for layer in wanted:
                 while waiting and len(running) < _TOGETHER:
                     following = waiting.pop(0)
-                    running[following] = self._read_ahead(following, spill=_SPILL if running else 0)
+                    last = enough if following == wanted[-1] else None
+                    running[following] = self._read_ahead(following, last, spill=_SPILL if running else 0)
                 ahead = running.get(layer)
                 parts = self._layer(layer, ahead or iter(()), max(begin - bounds[layer], 0))
                 yield from _at_most(parts, stop - max(begin, bounds[layer]))
                 if ahead is not None:
-                    if stop >= bounds[layer + 1]:
-                        # The verdict on the blob's digest comes after its last piece.
-                        for _ in ahead:
-                            pass
+                    if layer == wanted[-1]:
+                        enough.set()
+                    # The verdict on the blob's digest comes after its last piece.
+                    for _ in ahead:
+                        pass
                     running.pop(layer).close()
         finally:
             for ahead in running.values():
@@ -197,7 +202,8 @@ class StreamLayerMerger:
         if rest:
             yield rest
 
-    def _read_ahead(self, layer: int, *, spill: int) -> ReadAhead:
+    def _read_ahead(self, layer: int, enough: threading.Event | None, *, spill: int) -> ReadAhead:
+        """Read a layer, inflating no more of it than survives, nor than is wanted when there is `enough`."""
         source, end = self._layers[layer], self._plan.ends[layer]
 
         def pieces() -> Iterator[bytes]:
@@ -207,7 +213,7 @@ class StreamLayerMerger:
                 for piece in decompressed(blob, what=f"layer {source.digest}"):
                     yield piece
                     position += len(piece)
-                    if position >= end:
+                    if position >= end or (enough is not None and enough.is_set()):
                         break
                 blob.verify()
             finally:
