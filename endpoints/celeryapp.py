@@ -54,6 +54,7 @@ def make_celery(settings: Settings) -> "Celery":
         task_ignore_result=True,
         task_reject_on_worker_lost=True,
         task_serializer="json",
+        worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=1,  # what waits is for whoever is free
         worker_redirect_stdouts=False,

@@ -31,7 +31,7 @@ MakeServices = Callable[[], "Services"]
 """Makes what a child works with. It is called there: a function that a module has, or a partial of one."""
 
 _LOOK_SECONDS = 0.25  # how soon it is seen that a wish is not wanted any more
-_GRACE_SECONDS = 5.0  # to give back what it holds, for a child that is told to end
+_GRACE_SECONDS = 3.0  # for a child that is told to end, to give back what it holds
 _FINAL = (Missing, Unsupported, Inexpressible, Malformed, TooLarge)
 
 
@@ -244,4 +244,4 @@ class _Maker:
 
     def close(self) -> None:
         if self._tools is not None:
-            self._tools[1].close()
+            self._tools[1].close(seconds=_GRACE_SECONDS / 2)
