@@ -49,9 +49,12 @@ class Follower(ABC):
         """Return why the making failed."""
 
     def begun(self) -> State:
-        """Wait for the first byte. Raises what kept it from coming, MakerGone where it will come from elsewhere."""
+        """Wait for the first byte of a making that goes on, or of one that is whole.
+
+        Raises what it failed of, and MakerGone where its maker has left or is dead, whatever there is already.
+        """
         state = self.watch(0)
-        if not state.written and state.ending is not Ending.WHOLE:
+        if state.ending not in (None, Ending.WHOLE):
             raise self._end(state)
         return state
 
@@ -151,6 +154,12 @@ class _Far(Follower):
                 patience = now + _PATIENCE
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def begun(self) -> State:
+        state = super().begun()
+        if state.ending is None and is_unlocked(self._note) and self._look().ending is None:
+            raise MakerGone("the maker died")
+        return state
 
     def _look(self) -> State:
         # The note first: what it says of an end is then true of the data that is measured afterwards.

@@ -50,10 +50,12 @@ log = logging.getLogger(__name__)
 MAKINGS = "registry_verbs_makings"
 """Where a Flask application keeps the Makings of its Services."""
 
+CLOSE_SECONDS = 5.0
+"""For makings to end with their process."""
+
 _PER_CORE = 2  # makings at once, where the settings do not say
 _APPEAR_SECONDS = 3.0  # how long the spool of a making of this host may take to show
 _WATCH_SECONDS = 0.25  # between two looks at a making that is waited for
-_CLOSE_SECONDS = 5.0  # for makings to end with their process
 
 
 class Busy(Problem):
@@ -193,10 +195,11 @@ class Makings:
             tell(record.bytes_done, record.bytes_total)
             time.sleep(_WATCH_SECONDS)
 
-    def close(self) -> None:
+    def close(self, *, seconds: float = CLOSE_SECONDS) -> None:
         """End what runs: images that are whole are still stored, others are given up and their leases released.
 
-        Their readers are cut. Afterwards nothing of this process is made; `open` raises Busy. Idempotent.
+        Their readers are cut. Afterwards nothing of this process is made; `open` raises Busy. What does not end within
+        `seconds` is left to end with the process. Idempotent.
         """
         with self._lock:
             self._closed.set()
@@ -204,7 +207,7 @@ class Makings:
             heart = self._heart
         for maker in makers:
             maker.stop()
-        end = time.monotonic() + _CLOSE_SECONDS
+        end = time.monotonic() + seconds
         for maker in makers:
             maker.join(max(end - time.monotonic(), 0))
         if heart is not None:
