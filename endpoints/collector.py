@@ -8,7 +8,6 @@ stays. What fails is told in the report, and the rest goes on; two collections a
 
 import heapq
 import logging
-import os
 import re
 import time
 from collections import Counter
@@ -322,7 +321,7 @@ def collector_of(services: "Services") -> Collector:
         services.storage,
         Bounds(settings.keep_days, settings.quota),
         jobs=services.jobs,
-        spools=os.path.join(settings.data_dir, "spool"),
+        spools=settings.spool_dir,
     )
 
 

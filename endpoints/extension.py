@@ -13,6 +13,7 @@ from endpoints.access import Permission, PublicOnly
 from endpoints.audit import AUDIT, Audit, remote_user
 from endpoints.background import Background
 from endpoints.celeryapp import teller
+from endpoints.collecting import collecting
 from endpoints.jobpool import MakeServices
 from endpoints.making import MAKINGS, Makings
 from endpoints.priming import check_rules
@@ -101,15 +102,18 @@ class RegistryVerbs:
             app.register_blueprint(admin.blueprint, url_prefix=admin_prefix)
 
     def start_background(self, app: "Flask", *, make_services: MakeServices | None = None) -> None:
-        """Begin to run the jobs of `app` and to look at new tags, in this process unless another one does already.
+        """Begin to run the jobs of `app`, to look at new tags and to bound what is kept, unless another process does.
 
         To be called once in a process, after any fork; nothing is started elsewhere. Jobs run in processes of their
         own, where `make_services` makes what they work with: a function that can be imported there. Without it that is
         done from the settings in `app.config`, so a host with an engine or a storage of its own has to say how.
-        With a broker nothing is started: `registry-verbs worker` runs the jobs. Raises BackgroundImpossible.
+        With a broker no jobs are run: `registry-verbs worker` does that. Raises BackgroundImpossible.
         """
         services: Services = app.extensions[EXTENSION]
-        if services.settings.broker_url is not None or services.settings.readonly:
+        if services.settings.readonly:
+            return
+        if services.settings.broker_url is not None:
+            collecting(services).start()
             return
         if make_services is None:
             if app.extensions[_OWN]:
@@ -119,3 +123,4 @@ class RegistryVerbs:
             configuration = {key: app.config[key] for key in Settings.KEYS if key in app.config}
             make_services = partial(operators_services, configuration)
         Background(services, make_services).start()
+        collecting(services).start()

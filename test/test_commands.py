@@ -58,7 +58,7 @@ def failure(done: subprocess.CompletedProcess[bytes]) -> str:
     return line
 
 
-@pytest.mark.parametrize("command", [(), ("serve",), ("import",), ("derive",), ("formats",)])
+@pytest.mark.parametrize("command", [(), ("serve",), ("import",), ("derive",), ("formats",), ("gc",)])
 def test_help_has_examples(place: Place, command: tuple[str, ...]) -> None:
     done = run(place, *command, "--help")
     assert done.returncode == 0
