@@ -21,6 +21,7 @@ from endpoints.collector import Bounds, Finding, Reason, Report, Tally, collecto
 from test.images import Image, Layer
 from test.layers import file
 from test.place import Place as Services
+from test.server import served
 from util.digest import Digest
 
 
@@ -221,3 +222,14 @@ def test_the_command_leaves_a_read_only_registry(place: Services) -> None:
     assert said == "registry-verbs: the registry is read-only: what is kept of derived images stays as it is\n"
     assert gc(place, "--dry-run", REGISTRY_STATE="readonly")[0] == 0
     assert objects(place) == 2
+
+
+def test_a_server_of_several_processes_bounds_what_it_keeps(place: Services) -> None:
+    def settled() -> bool:
+        return objects(place) == 1
+
+    with served(place, workers=2, more={"VERBS_GC_SECONDS": "1"}):
+        end = time.monotonic() + 20
+        while not settled() and time.monotonic() < end:
+            time.sleep(0.05)
+    assert settled()
