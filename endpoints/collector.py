@@ -309,7 +309,7 @@ class _Collection:
     def _failed(self, text: str, error: Exception | None = None) -> None:
         if error is not None and not isinstance(error, Problem):
             log.error("%s", text, exc_info=error)
-        self.failures[text if error is None else f"{text}: {error}"] += 1
+        self.failures[" ".join((text if error is None else f"{text}: {error}").split())] += 1
 
 
 def collector_of(services: "Services") -> Collector:
