@@ -300,6 +300,10 @@ class _Watched:
             close = getattr(self._body, "close", None)
             if close is not None:
                 close()
+        except BaseException as error:
+            failed("body", error.__cause__ or error)
+            complete = False
+            raise
         finally:
             self._end(complete=complete)
 
