@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from flask import Flask
 from gunicorn.app.base import BaseApplication
 
 from endpoints import background, making, metrics
@@ -77,7 +78,8 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
         handler.addFilter(RequestIds())
         logging.basicConfig(level=logging.INFO, handlers=[handler])
         app = self._load()
-        RegistryVerbs().start_background(app)
+        if isinstance(app, Flask):  # any WSGI application can be served
+            RegistryVerbs().start_background(app)
         return app
 
     def _worker_ended(self, _: Any, worker: Any) -> None:

@@ -1,5 +1,6 @@
 """The programs that we did not write and that the tests ask for their opinion. One that is missing is a failure."""
 
+import os
 import shutil
 import subprocess
 
@@ -7,29 +8,39 @@ import pytest
 
 PACKAGES = {
     "actool": "appc-spec",
+    "aria2c": "aria2",
     "bsdtar": "libarchive-tools",
+    "curl": "curl",
     "gzip": "gzip",
+    "nginx": "nginx-light",
     "podman": "podman",
     "skopeo": "skopeo",
     "tar": "tar",
     "umoci": "umoci",
+    "wget": "wget",
     "zstd": "zstd",
 }
 
 
-def run(program: str, *arguments: str | bytes, stdin: bytes = b"", complaint: bytes | None = None) -> bytes:
-    """Return what `program` writes, in the C.UTF-8 locale.
+def program(name: str) -> str:
+    """Return where `name` is. Fails the test where it is missing."""
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if path is None:
+        pytest.fail(f"{name} is not installed (Debian package {PACKAGES[name]})")
+    return path
+
+
+def run(name: str, *arguments: str | bytes, stdin: bytes = b"", complaint: bytes | None = None) -> bytes:
+    """Return what the program `name` writes, in the C.UTF-8 locale.
 
     Fails the test where the program is missing or exits with an error; exit status 1 will do when all that it complains
     of is `complaint`.
     """
-    path = shutil.which(program)
-    if path is None:
-        pytest.fail(f"{program} is not installed (Debian package {PACKAGES[program]})")
+    path = program(name)
     environment = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent"}
     done = subprocess.run([path, *arguments], input=stdin, env=environment, capture_output=True, check=False)
     complaints = done.stderr.splitlines()[:-1]  # the last line says that there were some
     tolerated = complaint is not None and done.returncode == 1 and all(complaint in line for line in complaints)
     if done.returncode != 0 and not tolerated:
-        pytest.fail(f"{program} {arguments!r} exits with {done.returncode}: {done.stderr.decode(errors='replace')}")
+        pytest.fail(f"{name} {arguments!r} exits with {done.returncode}: {done.stderr.decode(errors='replace')}")
     return done.stdout
