@@ -1,16 +1,15 @@
 """From an image to a derived image: what it is called, how large it is, and the stream of it. Knows no HTTP.
 
 The law: `resolve` reads documents only and says all that can be said of a derived image without its layers: its key,
-its name, its type. `stream` makes it, or takes it from storage, and has found whatever can be found when it returns:
-every layer is there, indexed and merged, and the stream has begun. Between the two stands `planned_size`, which never
-reads a layer.
+its name, its type. `generate` makes its bytes, keeps none of them, and has found whatever can be found when it
+returns: every layer is there, indexed and merged, and the stream has begun. Between the two stands `planned_size`,
+which never reads a layer.
 
 Everything that varies in the bytes is in the key, and nothing else is.
 """
 
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +17,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from data.registry import BlobLocation
-from data.storage.base import BlobNotFound
 from endpoints.image import BlobNotRegistered, ImageFinder, Layer
 from endpoints.services import Services
-from endpoints.streams import Stream, kept, read_through, started, verified
+from endpoints.streams import Stream, started, verified
 from formats.tarimageformatter import SourceImage, TarImageFormatter
 from util.compression import Compression, compressed, compression_revision
 from util.layerindex import LayerIndex
 from util.oci import Platform
 from util.problem import Damaged, Missing
 from util.streamlayerformat import LayerSource, StreamLayerMerger
-
-log = logging.getLogger(__name__)
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _COMPRESSED = {Compression.GZIP: "application/gzip", Compression.ZSTD: "application/zstd"}
@@ -82,11 +78,6 @@ class DerivedImage:
     def etag(self) -> str:
         """What the bytes are called over HTTP, without the quotes: a strong validator."""
         return self.key
-
-    @property
-    def path(self) -> str:
-        """Where storage keeps it."""
-        return f"verbs/derived/{self.key[:2]}/{self.key}"
 
     @property
     def file_name(self) -> str:
@@ -174,29 +165,10 @@ class Deriver:
         )
         return DerivedImage(_hash(identity | wrapping), source, formatter, compression, image.layers, image.tagged_ms)
 
-    def stored_size(self, image: DerivedImage) -> int | None:
-        """Return how many bytes storage keeps of `image`, None when it has not been kept.
-
-        A storage that cannot tell has nothing: the image is then made, or that fails with a better reason.
-        """
-        try:
-            return self._services.storage.preferred.size(image.path)
-        except BlobNotFound:
-            return None
-        except Exception:
-            log.exception("storage cannot tell whether it keeps %s", image.path)
-            return None
-
-    def stored(self, image: DerivedImage, size: int, *, offset: int = 0, length: int | None = None) -> Stream:
-        """Return `length` bytes from `offset` of the `size` that storage keeps of `image`, to the end when None."""
-        length = size - offset if length is None else length
-        stream = self._services.storage.preferred.open(image.path, offset=offset, length=length)
-        return Stream(started(read_through(stream, length, what=f"the stored {image}")), length)
-
     def planned_size(self, image: DerivedImage) -> int | None:
         """Return how large `image` will be when it is made, None where only making it would tell. Reads no layer.
 
-        It is known where the image is uncompressed and all its layers are indexed. Raises what `make` raises about
+        It is known where the image is uncompressed and all its layers are indexed. Raises what `generate` raises about
         layers that are missing, or cannot be merged or expressed.
         """
         if image.compression is not Compression.NONE:
@@ -210,7 +182,7 @@ class Deriver:
     def plan(self, image: DerivedImage) -> Planned | None:
         """Return what `image` will be, None for one that is compressed. Reads the layers that are not indexed yet.
 
-        Raises what `make` raises about layers.
+        Raises what `generate` raises about layers.
         """
         if image.compression is not Compression.NONE:
             return None
@@ -221,24 +193,13 @@ class Deriver:
         """Return `image` as it is being generated; nothing is kept of it.
 
         Everything that can be found before the first byte is raised here: Damaged, Malformed, TooLarge,
-        Inexpressible. What the iteration raises later makes the bytes before it worthless.
+        Inexpressible. What the iteration raises later makes the bytes before it worthless; the last of them comes only
+        when nothing can be raised any more.
         """
         rootfs = self._merged(image)
         size = image.formatter.size(image.source, rootfs) if image.compression is Compression.NONE else None
         chunks = compressed(image.formatter.stream_generator(image.source, rootfs), image.compression)
-        return Stream(started(chunks), size)
-
-    def make(self, image: DerivedImage) -> Stream:
-        """Return `image` as `generate` does; it is kept at its end, unless the registry is read-only."""
-        stream = self.generate(image)
-        if self._services.settings.readonly:
-            return stream
-        return Stream(started(kept(stream.chunks, self._services.storage.preferred, image.path)), stream.size)
-
-    def stream(self, image: DerivedImage) -> Stream:
-        """Return `image` from storage where it is kept, else as it is being made. Raises what `make` raises."""
-        stored = self.stored_size(image)
-        return self.make(image) if stored is None else self.stored(image, stored)
+        return Stream(started(verified(chunks)), size)
 
     def _merged(self, image: DerivedImage) -> StreamLayerMerger:
         """Return the merged root file system, after indexing the layers that are not."""

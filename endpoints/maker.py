@@ -201,9 +201,11 @@ class Maker:
                     self._check_wanted(spool)
                     hasher.update(chunk)
                     written += len(chunk)
+                    if stream.size is not None and written > stream.size:
+                        break
                     self._put(chunk, spool, lease)
             if stream.size not in (None, written):
-                raise OtherLength(f"{self._what} has {written} bytes and should have {stream.size}")
+                raise OtherLength(f"{self._what} comes to {written} bytes and should have {stream.size}")
         except MakingGivenUp:
             spool.end(Ending.LEFT)
             raise

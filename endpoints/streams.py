@@ -1,19 +1,13 @@
-"""Streams of a derived image on their way out: started before they are promised, kept in storage as they pass.
+"""Streams of a derived image on their way out: started before they are promised, and never short without an error.
 
-The law: a generator that was never started holds nothing, one that is closed early closes what it holds, and what is
-kept in storage is a whole image or nothing.
+The law: a generator that was never started holds nothing, and one that is closed early closes what it holds.
 """
 
-import logging
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-from data.storage.base import BlobWriter, Storage
 from util.digest import Readable
 from util.problem import Damaged
-
-log = logging.getLogger(__name__)
 
 Chunks = Generator[bytes, None, None]
 
@@ -62,62 +56,6 @@ def _passed_on(pulled: list[bytes], chunks: Iterator[bytes]) -> Chunks:
         yield from chunks
     finally:
         close(chunks)
-
-
-def kept(chunks: Iterator[bytes], storage: Storage, path: str) -> Chunks:
-    """Pass `chunks` on, and keep them in `storage` at `path` once they have all come.
-
-    A storage that fails is logged and left alone; the stream goes on without it. Nothing is kept when `chunks` raises
-    or is not read to its end.
-    """
-    keeper = _Keeper(storage, path)
-    try:
-        for chunk in chunks:
-            keeper.write(chunk)
-            yield chunk
-        keeper.commit()
-    finally:
-        close(chunks)
-        keeper.abort()
-
-
-class _Keeper:
-    """A blob writer whose failures are logged instead of raised: it serves the next reader, not this one."""
-
-    def __init__(self, storage: Storage, path: str) -> None:
-        self._path = path
-        self._writer: BlobWriter | None = None
-        with self._attempt():
-            self._writer = storage.create(path)
-
-    def write(self, chunk: bytes) -> None:
-        writer, done = self._writer, False
-        if writer is not None:
-            with self._attempt():
-                writer.write(chunk)
-                done = True
-            if not done:
-                self.abort()
-
-    def commit(self) -> None:
-        if self._writer is not None:
-            with self._attempt():
-                self._writer.commit()
-                self._writer = None
-
-    def abort(self) -> None:
-        """Give up what was written. Does nothing after a commit or an abort."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with self._attempt():
-                writer.abort()
-
-    @contextmanager
-    def _attempt(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception:
-            log.exception("%s is not kept: storage failed", self._path)
 
 
 def verified(chunks: Iterator[bytes]) -> Chunks:

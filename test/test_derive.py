@@ -1,16 +1,14 @@
-"""Deriving, without HTTP: what is in a key, what is found before the first byte, and what is kept."""
+"""Deriving, without HTTP: what is in a key, what is found before the first byte, and how large it will be."""
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from data.storage.base import BlobNotFound, BlobWriter, Storage
-from endpoints.derive import BlobCutShort, DerivedImage, Deriver, Wish
-from endpoints.streams import StoredImageCut
+from data.storage.base import BlobNotFound
+from endpoints.derive import BlobCutShort, Deriver, Wish
 from test.images import Image, Layer
 from test.layers import file
 from test.place import Place
@@ -30,7 +28,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def made(deriver: Deriver, wish: Wish) -> bytes:
-    return b"".join(deriver.stream(deriver.resolve(wish)).chunks)
+    return b"".join(deriver.generate(deriver.resolve(wish)).chunks)
 
 
 # --- The key ----------------------------------------------------------------------------------------------------------
@@ -101,7 +99,7 @@ def test_a_missing_layer_is_found_before_the_first_byte(place: Place) -> None:
     deriver = place.deriver()
     image = deriver.resolve(SQUASH)
     with pytest.raises(BlobNotFound):
-        deriver.stream(image)
+        deriver.generate(image)
 
 
 def test_a_layer_cut_short_is_found_before_the_first_byte(place: Place) -> None:
@@ -111,7 +109,7 @@ def test_a_layer_cut_short_is_found_before_the_first_byte(place: Place) -> None:
     deriver = place.deriver()
     image = deriver.resolve(SQUASH)
     with pytest.raises(BlobCutShort, match=f"layer sha256:{hashlib.sha256(LARGE.layers[1].blob).hexdigest()} has"):
-        deriver.stream(image)
+        deriver.generate(image)
 
 
 def test_other_bytes_in_a_layer_that_is_not_indexed_are_found_before_the_first_byte(place: Place) -> None:
@@ -121,7 +119,7 @@ def test_other_bytes_in_a_layer_that_is_not_indexed_are_found_before_the_first_b
     deriver = place.deriver()
     image = deriver.resolve(SQUASH)
     with pytest.raises(Damaged):
-        deriver.stream(image)
+        deriver.generate(image)
 
 
 def test_other_bytes_in_a_small_image_are_found_before_the_first_byte(place: Place) -> None:
@@ -130,7 +128,7 @@ def test_other_bytes_in_a_small_image_are_found_before_the_first_byte(place: Pla
     deriver = place.deriver()
     image = deriver.resolve(ROOTFS)
     with pytest.raises(Damaged):
-        deriver.stream(image)
+        deriver.generate(image)
 
 
 def test_too_many_entries_are_found_before_the_first_byte(place: Place) -> None:
@@ -139,17 +137,17 @@ def test_too_many_entries_are_found_before_the_first_byte(place: Place) -> None:
     deriver = Place(place.folder, {"VERBS_MAX_ENTRIES": 50}).deriver()
     image = deriver.resolve(ROOTFS)
     with pytest.raises(TooLarge, match="VERBS_MAX_ENTRIES"):
-        deriver.stream(image)
+        deriver.generate(image)
 
 
 # --- In the middle ----------------------------------------------------------------------------------------------------
 
 
-def test_other_bytes_at_the_end_of_an_indexed_layer_end_the_stream_and_nothing_is_kept(place: Place) -> None:
+def test_other_bytes_at_the_end_of_an_indexed_layer_end_the_stream(place: Place) -> None:
     place.push("acme/app:1.0", LARGE)
     spoil(place.blob(LARGE.layers[0]))
     deriver = place.deriver()
-    stream = deriver.stream(deriver.resolve(ROOTFS))
+    stream = deriver.generate(deriver.resolve(ROOTFS))
     assert len(next(stream.chunks)) > 0
     with pytest.raises(Damaged):
         list(stream.chunks)
@@ -159,7 +157,7 @@ def test_other_bytes_at_the_end_of_an_indexed_layer_end_the_stream_and_nothing_i
 def test_who_leaves_early_leaves_nothing_behind(place: Place) -> None:
     place.push("acme/app:1.0", LARGE)
     deriver = place.deriver()
-    stream = deriver.stream(deriver.resolve(SQUASH))
+    stream = deriver.generate(deriver.resolve(SQUASH))
     next(stream.chunks)
     stream.chunks.close()
     assert place.files() == place.files(without_derived=True)
@@ -168,101 +166,8 @@ def test_who_leaves_early_leaves_nothing_behind(place: Place) -> None:
 def test_who_leaves_before_the_first_byte_leaves_nothing_behind(place: Place) -> None:
     place.push("acme/app:1.0", LARGE)
     deriver = place.deriver()
-    deriver.stream(deriver.resolve(SQUASH)).chunks.close()
+    deriver.generate(deriver.resolve(SQUASH)).chunks.close()
     assert place.files() == place.files(without_derived=True)
-
-
-# --- What is kept -----------------------------------------------------------------------------------------------------
-
-
-def test_what_has_come_to_its_end_is_kept_and_served_from_there(place: Place) -> None:
-    place.push("acme/app:1.0", LARGE)
-    deriver = place.deriver()
-    image = deriver.resolve(SQUASH)
-    assert deriver.stored_size(image) is None
-    first = made(deriver, SQUASH)
-    assert deriver.stored_size(image) == len(first)
-    for layer in LARGE.layers:
-        place.blob(layer).unlink()
-    assert made(deriver, SQUASH) == first
-    assert deriver.stream(image).size == len(first)
-
-
-def test_a_read_only_registry_keeps_nothing(place: Place) -> None:
-    place.push("acme/app:1.0", SMALL)
-    assert made(Place(place.folder, {"REGISTRY_STATE": "readonly"}).deriver(), SQUASH)
-    assert place.derived() == []
-
-
-def test_a_read_only_registry_serves_what_is_kept(place: Place) -> None:
-    place.push("acme/app:1.0", SMALL)
-    first = made(place.deriver(), SQUASH)
-    place.blob(SMALL.layers[0]).unlink()
-    assert made(Place(place.folder, {"REGISTRY_STATE": "readonly"}).deriver(), SQUASH) == first
-
-
-def test_a_kept_image_that_is_cut_short_while_it_is_read_is_an_error(place: Place) -> None:
-    place.push("acme/app:1.0", LARGE)
-    deriver = place.deriver()
-    size = len(made(deriver, ROOTFS))
-    image = deriver.resolve(ROOTFS)
-    (kept,) = place.storage.glob("verbs/derived/*/*")
-    kept.write_bytes(kept.read_bytes()[: 1 << 20])
-    with pytest.raises(StoredImageCut, match=r"ends \d+ bytes before its end"):
-        list(deriver.stored(image, size).chunks)
-
-
-@pytest.mark.parametrize("fault", ["create", "write", "commit", "abort", "size"])
-def test_a_storage_that_fails_does_not_fail_the_download(
-    place: Place, fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    place.push("acme/app:1.0", LARGE)
-    sound = made(Place(place.folder, {"REGISTRY_STATE": "readonly"}).deriver(), SQUASH)
-    deriver = place.deriver()
-    image = deriver.resolve(SQUASH)
-    break_storage(place.services().storage.preferred, fault, image, monkeypatch)
-    stream = deriver.stream(image)
-    if fault == "abort":
-        next(stream.chunks)
-        stream.chunks.close()
-    else:
-        assert b"".join(stream.chunks) == sound
-    assert "the storage is full" in caplog.text
-    assert image.path in caplog.text
-
-
-def break_storage(storage: Storage, fault: str, image: DerivedImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have `fault` of `storage` and its writers fail, for the derived image alone."""
-    create, size = storage.create, storage.size
-
-    def failing(*_: object) -> None:
-        raise OSError("the storage is full")
-
-    def creating(path: str) -> BlobWriter:
-        if fault == "create":
-            failing()
-        writer = create(path)
-        if fault != "size":
-            monkeypatch.setattr(type(writer), fault, _after(getattr(type(writer), fault), failing))
-        return writer
-
-    def sizing(path: str) -> int:
-        if fault == "size" and path == image.path:
-            failing()
-        return size(path)
-
-    monkeypatch.setattr(type(storage), "create", lambda _, path: creating(path))
-    monkeypatch.setattr(type(storage), "size", lambda _, path: sizing(path))
-
-
-def _after(method: Callable[..., object], failing: Callable[..., None]) -> Callable[..., None]:
-    """Return what does as `method` does, and fails then: nothing is left open."""
-
-    def both(*arguments: object) -> None:
-        method(*arguments)
-        failing()
-
-    return both
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -89,11 +90,17 @@ def until(what: Callable[[], Any], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    place = Place(tmp_path, {"VERBS_LEASE_SECONDS": 2})
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = Place(tmp_path_factory.mktemp("filled"))
     place.push("acme/app:1.0", LARGE)
-    return place
+    return place.folder / "var"
+
+
+@pytest.fixture
+def place(filled: Path, tmp_path: Path) -> Place:
+    shutil.copytree(filled, tmp_path / "var")
+    return Place(tmp_path, {"VERBS_LEASE_SECONDS": 2})
 
 
 Others = Callable[..., Here]
@@ -343,12 +350,15 @@ def test_what_is_found_in_the_middle_cuts_everybody_and_nothing_is_stored(
     assert here.left() == []
 
 
-def test_an_image_of_another_length_than_planned_is_not_stored(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [1, -1])
+def test_an_image_of_another_length_than_planned_is_not_stored(
+    here: Here, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generate = Deriver.generate
 
     def other(deriver: Deriver, image: DerivedImage) -> Stream:
         stream = generate(deriver, image)
-        return Stream(stream.chunks, (stream.size or 0) + 1)
+        return Stream(stream.chunks, (stream.size or 0) + more)
 
     monkeypatch.setattr(Deriver, "generate", other)
     live = here.live()
