@@ -124,8 +124,10 @@ class DerivedImages:
         path = f"verbs/derived/{new.key[:2]}/{new.key}/{token}"
 
         def claim(connection: Connection) -> Lease | DerivedRecord | None:
-            query = _records().where(DerivedRow.key == new.key).with_for_update()
+            query = _records().where(DerivedRow.key == new.key)
             row = connection.execute(query).one_or_none()
+            if row is not None:  # MySQL may lock the place of a row that is not there, and all who want to fill it
+                row = connection.execute(query.with_for_update()).one_or_none()
             before = _record(row) if row is not None else None
             if before is not None and before.token == token:  # committed, and the connection broke before it said so
                 return Lease(new.key, token, path, host, self.lease_seconds)
@@ -206,8 +208,12 @@ class DerivedImages:
 
     def fail(self, lease: Lease, reason: str) -> bool:
         """Say why it could not be made; the next who asks may try. False where the lease was lost."""
-        values: dict[str, Any] = {"state": State.FAILED, "reason": shortened(reason, _MAX_REASON), "lease_ends_ms": None}
-        values["failed_ms"] = DatabaseClock()
+        values: dict[str, Any] = {
+            "state": State.FAILED,
+            "reason": shortened(reason, _MAX_REASON),
+            "failed_ms": DatabaseClock(),
+            "lease_ends_ms": None,
+        }
         return changing(self._engine, lambda connection: self._changed(connection, lease.token, **values))
 
     def release(self, lease: Lease) -> bool:

@@ -51,7 +51,7 @@ VERSION_TABLE = "verbs_alembic_version"
 
 _MIGRATIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "migrations")
 _UPGRADES = "registry_verbs_upgrades"
-_ATTEMPTS = 8
+_ATTEMPTS = 12
 _PAUSE = 0.01  # seconds, growing with each attempt
 
 # What drivers say: SQLSTATE of PostgreSQL, numbers of MySQL.
