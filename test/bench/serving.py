@@ -33,7 +33,7 @@ def measure_serving(runs: int) -> dict[str, Any]:
     with serving({"VERBS_DATA_DIR": str(KEPT)}, workers=2) as server:
         url = server.url("big", "rootfs", "none")
         fetch(url)
-        kept = max((KEPT / "storage" / "verbs" / "derived").rglob("*"), key=lambda path: path.stat().st_size)
+        kept = _kept()
         with _nginx(kept.parent) as nginx:
             ours, theirs = [], []
             for _ in range(runs):
@@ -77,6 +77,17 @@ def _prepare() -> None:
             capture_output=True,
             check=True,
         )
+
+
+def _kept() -> Path:
+    """Return the file of the image that is kept; it comes to the disk after its last byte has been sent."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        for path in (KEPT / "storage" / "verbs" / "derived").rglob("*"):
+            if path.is_file():
+                return path
+        time.sleep(0.1)
+    raise TimeoutError("the derived image is not kept")
 
 
 def _median(measure: Callable[[], float], runs: int) -> float:
