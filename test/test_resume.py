@@ -17,10 +17,10 @@ from test.layers import file
 from test.place import Place
 from test.server import Running, curl, served
 
-IMAGE = Image([Layer([file(b"%d" % number, os.urandom(3 << 20))]) for number in range(3)])
+IMAGE = Image([Layer([file(b"%d" % number, os.urandom(8 << 20))]) for number in range(3)])
 ROOTFS = "/c1/rootfs/acme/app/1.0"
 GZIP = "/c1/squash/acme/app/1.0"
-RATE = "2M"
+RATE = "1M"
 """Bytes a second that a client takes until it is killed: it is killed long before the end."""
 
 Client = Callable[[str, Path, bool], list[str]]
