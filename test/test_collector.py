@@ -27,7 +27,7 @@ from endpoints.collector import Bounds, Collector, Finding, Reason, Report, Tall
 from endpoints.spool import Spool
 from test.databases import database
 from test.test_registry import Rows
-from test.test_storage_s3 import Bucket, back_door, endpoint, settings
+from test.test_storage_s3 import Bucket, back_door, endpoint, settings, settle
 from util.digest import Digest
 from util.oci import INDEX_OCI
 
@@ -396,6 +396,8 @@ def test_an_object_that_no_row_names_goes_when_it_is_an_hour_old(world: World) -
 def test_what_dead_writers_left_in_storage_goes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with world.driver.create("verbs/derived/x") as writer:
         writer.write(bytes(9 << 20))
+        if isinstance(world.driver, S3Storage):
+            settle(writer)
         assert world.collect().unfinished == 0
         monkeypatch.setattr(module, "STALE_SECONDS", -60)
         assert world.collect(dry_run=True).unfinished == 1

@@ -272,3 +272,9 @@ def url_of(storage: Storage) -> str:
     url = storage.direct_download_url("a/b", seconds=60)
     assert url is not None
     return url.partition("?")[0]
+
+
+def test_a_storage_tells_whether_it_may_be_written(at: Locations) -> None:
+    storages = {"us": at.storage("us")}
+    assert not DistributedStorage(storages, ["us"]).readonly
+    assert DistributedStorage(storages, ["us"], readonly=True).readonly

@@ -25,7 +25,7 @@ from data.importer import import_image
 from data.layerindexes import LayerIndexes
 from data.registry import SqlRegistry
 from data.storage import s3
-from data.storage.base import BlobNotFound, Storage, StorageUnavailable
+from data.storage.base import BlobNotFound, BlobWriter, Storage, StorageUnavailable
 from data.storage.distributed import DistributedStorage
 from data.storage.s3 import S3Settings, S3Storage
 from data.storage.testing import PATH, BackDoor, StorageTests, content_of
@@ -101,8 +101,15 @@ def storage(settings: S3Settings, back_door: BackDoor, monkeypatch: pytest.Monke
     return S3Storage(replace(settings, part_size=256 << 10))
 
 
+def settle(writer: BlobWriter) -> None:
+    """Wait until all parts that `writer` has sent are there."""
+    assert isinstance(writer, s3._S3Writer)
+    writer._wait(0)
+
+
 class TestS3Storage(StorageTests):
-    pass
+    def settle(self, writer: BlobWriter) -> None:
+        settle(writer)
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------
@@ -462,6 +469,7 @@ def test_a_list_that_is_refused_is_told(storage: S3Storage) -> None:
 def test_uploads_of_others_are_not_swept(storage: S3Storage, back_door: Bucket) -> None:
     with storage.create("uploads/x") as theirs:
         theirs.write(bytes(300 << 10))
+        settle(theirs)
         assert storage.sweep(older_than=-60) == 0
         assert back_door.leftovers() == ["datastorage/registry/uploads/x"]
 
@@ -473,9 +481,8 @@ def test_an_old_upload_that_still_grows_is_not_swept(storage: S3Storage, back_do
 
     storage._client.meta.events.register("after-call.s3.ListMultipartUploads", aged)
     with storage.create("verbs/x") as writer:
-        assert isinstance(writer, s3._S3Writer)
         writer.write(bytes(300 << 10))
-        writer._wait(0)
+        settle(writer)
         assert storage.sweep(older_than=3600) == 0
         assert back_door.leftovers() == ["datastorage/registry/verbs/x"]
         writer.commit()
@@ -487,6 +494,7 @@ def test_an_upload_that_ends_while_it_is_swept_is_a_blob(
 ) -> None:
     writer = storage.create("verbs/x")
     writer.write(bytes(300 << 10))
+    settle(writer)
 
     def commit(**_: object) -> None:
         writer.commit()
@@ -500,6 +508,7 @@ def test_an_upload_that_ends_while_it_is_swept_is_a_blob(
 def test_a_sweep_that_is_refused_is_told(storage: S3Storage, call: str) -> None:
     with storage.create("verbs/x") as writer:
         writer.write(bytes(300 << 10))
+        settle(writer)
         storage._client.meta.events.register(f"before-send.s3.{call}", _refused)
         with pytest.raises(StorageUnavailable, match="AccessDenied"):
             storage.sweep(older_than=-60)
