@@ -27,7 +27,7 @@ from endpoints.spool import (
 PIECE = 1 << 20
 """The most bytes that a reader takes at a time."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05  # seconds between two looks at another process's spool
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.004, 0.05  # seconds between two looks at another process's spool
 _PATIENCE = 2.0  # seconds without a byte, after which a reader asks whether its maker is still the one
 
 
@@ -140,7 +140,7 @@ class _Far(Follower):
             state = self._look()
             if state.ending is not None or state.written > beyond:
                 return state
-            if is_unlocked(self._note):
+            if pause > _FIRST_PAUSE and is_unlocked(self._note):
                 state = self._look()  # it may have come to its end between the two looks
                 if state.ending is not None or state.written > beyond:
                     return state

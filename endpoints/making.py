@@ -270,6 +270,8 @@ class Makings:
             return None
         if record is not None and record.lease_live:
             return self._joined_far(image, record) if record.host == self._host else None
+        if record is not None and record.state is State.GENERATING and spool.dead(self._folder, record.token):
+            self._bury(image, record)
         return self._joined(*self._claimed(image, asked_by, urgent=urgent))
 
     def _checked(self, record: DerivedRecord) -> Stored:
@@ -332,6 +334,7 @@ class Makings:
             lease = Lease(record.key, record.token, record.path, record.host, self._rows.lease_seconds)
             if self._rows.fail(lease, "its maker died"):
                 self._orphaned.add(record.key)
+                self._storage.delete(record.path)  # it may have come as far as that
         spool.bury(self._folder, record.token)
 
     def _is_held(self, record: DerivedRecord) -> bool:

@@ -24,7 +24,7 @@ from endpoints.derive import BlobCutShort, DerivedImage, Deriver, Wish
 from endpoints.maker import MakingGivenUp, NotKept, OtherLength
 from endpoints.making import Busy, BytesDiffer, How, Live, Makings, Stored, close_all
 from endpoints.services import Services
-from endpoints.spool import Spool
+from endpoints.spool import Ending, Spool
 from endpoints.streams import Stream
 from test.images import Image, Layer
 from test.layers import file
@@ -806,6 +806,30 @@ def test_who_comes_after_one_that_was_killed_does_not_wait_for_its_lease(here: H
     assert time.monotonic() - began < 1.5
     assert here.settled(SQUASH) is State.COMPLETE
     assert len(here.left()) == 1
+
+
+def test_one_that_was_killed_between_the_object_and_the_row_is_served_and_made_anew(here: Here) -> None:
+    right = here.right()
+    lease = here.rows.claim(asked(here.image()), host=here.makings._host)
+    assert isinstance(lease, Lease)
+    storage = here.services.storage.preferred
+    writer = storage.create(lease.path)
+    spool = Spool(here.services.settings.spool_dir, lease.token, growing=writer.growing)
+    spool.begin(len(right))
+    writer.write(right)
+    spool.grown(len(right))
+    spool.end(Ending.WHOLE)
+    writer.commit()
+    spool.forget()  # as the kernel does
+    live = here.live()
+    assert (live.how, b"".join(live.chunks)) == (How.FOLLOWED, right)
+    until(lambda: not here.record().lease_live)  # type: ignore[union-attr]
+    assert here.fetch() == right
+    assert here.settled() is State.COMPLETE
+    record = here.record()
+    assert record is not None
+    assert record.token != lease.token
+    assert here.left() == [record.path]
 
 
 def test_who_follows_one_that_is_told_to_end_goes_on(here: Here) -> None:
