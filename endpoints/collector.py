@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from data.derivedimages import DerivedImages, DerivedRecord, State
 from data.registry import Referred, Registry
-from data.storage.base import OWN, StorageUnavailable
-from data.storage.distributed import DistributedStorage, StorageReadOnly
+from data.storage.base import OWN
+from data.storage.distributed import DistributedStorage
 from endpoints import spool
 from util.problem import Problem
 
@@ -47,6 +47,12 @@ _DAY_MS = 24 * 3600 * 1000
 _PAGE = 200
 _PATIENCE = 3  # failures of storage in a row; each may have taken minutes
 _PATH = re.compile(rf"{DERIVED}/[0-9a-f]{{2}}/(?P<key>[0-9a-f]{{64}})/[0-9a-f]{{32}}")
+
+
+class StorageGivenUp(Problem):
+    """A storage that has failed so often in a collection that the rest is left to the next one."""
+
+    code = "STORAGE_GIVEN_UP"
 
 
 class Reason(StrEnum):
@@ -145,8 +151,8 @@ class Collector:
 
         With `dry_run` the same is found, and all stays. Raises StorageReadOnly; all else that fails is in the report.
         """
-        if self.storage.readonly and not dry_run:
-            raise StorageReadOnly("the registry is read-only: what is kept of derived images stays as it is")
+        if not dry_run:
+            self.storage.check_writable("what is kept of derived images stays as it is")
         return _Collection(self, dry_run).run()
 
 
@@ -297,7 +303,7 @@ class _Collection:
 
     def _check_storage(self) -> None:
         if self.broken >= _PATIENCE:
-            raise StorageUnavailable(f"storage has failed {self.broken} times in a row; what is left waits")
+            raise StorageGivenUp(f"storage has failed {self.broken} times in a row; what is left waits")
 
     @contextmanager
     def _going_on(self, step: str) -> Iterator[None]:

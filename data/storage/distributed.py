@@ -96,9 +96,13 @@ class DistributedStorage:
 
     def create(self, path: str) -> BlobWriter:
         """Return a writer for a blob in the preferred location. Raises StorageReadOnly."""
-        if self._readonly:
-            raise StorageReadOnly(f"the registry is read-only: {path} cannot be written")
+        self.check_writable(f"{path} cannot be written")
         return self.preferred.create(path)
+
+    def check_writable(self, otherwise: str) -> None:
+        """Raise StorageReadOnly, which says `otherwise`, where nothing may be written nor deleted."""
+        if self._readonly:
+            raise StorageReadOnly(f"the registry is read-only: {otherwise}")
 
     def _first(self, locations: Iterable[str], path: str, ask: Callable[[Storage], T]) -> T:
         named = set(locations)
