@@ -178,6 +178,54 @@ def test_times_are_milliseconds(engine: Engine) -> None:
     assert 1_700_000_000_000 < db.now_ms() < 5_000_000_000_000
 
 
+# --- MySQL ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mariadb(tmp_path: Path) -> Iterator[Engine]:
+    with database("mariadb", tmp_path) as engine:
+        with writing(engine) as connection:
+            connection.execute(text("CREATE TABLE counted (number INT) ENGINE = InnoDB"))
+            connection.execute(text("INSERT INTO counted VALUES (0)"))
+        yield engine
+
+
+def test_mysql_reads_what_is_committed_and_writes_every_character(mariadb: Engine) -> None:
+    with mariadb.connect() as connection:
+        assert connection.scalar(text("SELECT @@tx_isolation")) == "READ-COMMITTED"
+        assert connection.scalar(text("SELECT @@character_set_client")) == "utf8mb4"
+        assert connection.scalar(text("SELECT '😀'")) == "😀"
+
+
+def test_writers_take_turns_on_mysql(mariadb: Engine) -> None:
+    barrier = threading.Barrier(4)
+
+    def raise_count(_: int) -> None:
+        barrier.wait()
+        for _ in range(5):
+            with writing(mariadb) as connection:
+                count = connection.execute(text("SELECT number FROM counted")).scalar_one()
+                connection.execute(text(f"UPDATE counted SET number = {count + 1}"))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(raise_count, range(4)))
+    with mariadb.connect() as connection:
+        assert connection.scalar(text("SELECT number FROM counted")) == 20
+
+
+def test_writers_of_two_databases_of_a_mysql_do_not_wait_for_each_other(mariadb: Engine, tmp_path: Path) -> None:
+    with database("mariadb", tmp_path) as other, writing(mariadb), writing(other):
+        pass
+
+
+def test_a_writer_that_never_ends_is_told_to_the_next(mariadb: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "_BUSY_SECONDS", 0)
+    with writing(mariadb), pytest.raises(UnusableDatabase, match="another has been writing"), writing(mariadb):
+        pass
+    with writing(mariadb):
+        pass
+
+
 # --- Engines ----------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +271,13 @@ def test_quay_s_uris_of_postgresql_are_taken(uri: str) -> None:
     url = make_engine(uri).url
     assert (url.drivername, url.host, url.port, url.database) == ("postgresql+psycopg", "db.example.com", 5433, "quay")
     assert (url.username, url.password, url.query["sslmode"]) == ("quay", "pw", "require")
+
+
+@pytest.mark.parametrize("scheme", ["mysql", "mysql+pymysql", "mariadb", "mysql+mysqldb"])
+def test_quay_s_uris_of_mysql_are_taken(scheme: str) -> None:
+    url = make_engine(f"{scheme}://quay:pw@db.example.com:3307/quay?charset=utf8").url
+    assert (url.drivername, url.host, url.port, url.database) == ("mysql+pymysql", "db.example.com", 3307, "quay")
+    assert (url.username, url.password, url.query["charset"]) == ("quay", "pw", "utf8")
 
 
 @pytest.mark.parametrize(

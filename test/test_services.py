@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import inspect
 
-from data.database import Engine, UnusableDatabase, create_tables, make_engine
+from data.database import Engine, UnusableDatabase, create_tables
 from data.derivedimages import DerivedImages, Lease
 from data.jobs import NewJob
 from data.owntables import DatabaseUnavailable
