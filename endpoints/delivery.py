@@ -22,6 +22,7 @@ from werkzeug.exceptions import PreconditionFailed, RequestedRangeNotSatisfiable
 from werkzeug.http import http_date, quote_etag
 
 from data.owntables import DatabaseUnavailable
+from data.storage.base import BlobNotFound
 from endpoints import audit
 from endpoints.audit import How
 from endpoints.derive import DerivedImage, Deriver
@@ -89,6 +90,10 @@ class Delivery:
             if planned is not None:
                 return planned
         serving = self.makings.open(self.image, asked_by=self.asked_by)
+        if isinstance(serving, Stored):
+            with contextlib.suppress(BlobNotFound):
+                return self._stored(serving, asked)
+            serving = self.makings.open(self.image, asked_by=self.asked_by)  # it was dropped just now
         return self._stored(serving, asked) if isinstance(serving, Stored) else self._live(serving, asked)
 
     def checksum(self) -> Response:

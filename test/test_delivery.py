@@ -17,8 +17,10 @@ import pytest
 from flask.testing import FlaskClient
 from moto.server import ThreadedMotoServer
 from werkzeug.http import http_date, parse_date
+from werkzeug.test import TestResponse
 
-from endpoints.making import Busy, Makings
+from endpoints.derive import DerivedImage
+from endpoints.making import Busy, Live, Makings, Serving, Stored
 from endpoints.settings import InvalidSetting, Settings
 from endpoints.wire import ConnectionCut
 from test.images import Image, Layer
@@ -171,6 +173,25 @@ def test_a_stored_image_that_is_gone_is_made_again(place: Place, client: FlaskCl
     assert client.get(ROOTFS).data == whole
 
 
+def test_a_stored_image_that_is_dropped_while_it_is_asked_for_is_made_again(
+    place: Place, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = client.get(ROOTFS).data
+    opened, looked_for = [], Makings.open
+
+    def dropping(self: Makings, image: DerivedImage, *, asked_by: str | None = None) -> Serving:
+        opened.append(looked_for(self, image, asked_by=asked_by))
+        if len(opened) == 1:
+            for path in place.storage.glob("verbs/derived/*/*/*"):
+                path.unlink()
+        return opened[-1]
+
+    monkeypatch.setattr(Makings, "open", dropping)
+    answer = client.get(ROOTFS)
+    assert (answer.status_code, answer.data) == (200, whole)
+    assert [type(each) for each in opened] == [Stored, Live]
+
+
 # --- What is not made yet ---------------------------------------------------------------------------------------------
 
 
@@ -209,8 +230,16 @@ def test_a_part_reads_only_the_layers_it_lies_in(place: Place, client: FlaskClie
     broken(place, BOTTOM)
     answer = client.get(ROOTFS, headers={"Range": f"bytes={len(whole) - 2000}-"})
     assert (answer.status_code, answer.data) == (206, whole[-2000:])
-    with pytest.raises(ConnectionCut):
-        assert client.get(ROOTFS).data
+    refused_or_cut(client.get(ROOTFS))
+
+
+def refused_or_cut(answer: TestResponse) -> None:
+    """Check that nobody can take `answer` for what was asked for: it is an error from the start, or has no end."""
+    if answer.status_code in {200, 206}:
+        with pytest.raises(ConnectionCut):
+            assert answer.data
+    else:
+        assert (answer.status_code, answer.content_type) == (502, "application/json")
 
 
 @pytest.mark.parametrize("field", ["bytes=1000-2000", "bytes=0-400000", "bytes=5000-305000", "bytes=-590000"])
@@ -223,12 +252,7 @@ def test_a_part_of_a_layer_that_is_not_what_it_should_be_is_cut(
     wrong = bytearray(blob.read_bytes())
     wrong[place_in_layer] ^= 1
     blob.write_bytes(wrong)
-    answer = client.get(ROOTFS, headers={"Range": field})
-    if answer.status_code == 206:
-        with pytest.raises(ConnectionCut):
-            assert answer.data
-    else:
-        assert (answer.status_code, answer.content_type) == (502, "application/json")
+    refused_or_cut(client.get(ROOTFS, headers={"Range": field}))
 
 
 def test_a_part_that_takes_all_is_kept(place: Place, client: FlaskClient) -> None:
