@@ -10,22 +10,25 @@ import sys
 from pathlib import Path
 
 from app import read_configuration
+from data.registry import Registry
 from endpoints.access import everything
 from endpoints.services import make_services
 from endpoints.settings import Settings
 from formats import installed_formatters
 from test.machineimage import build_demo
-from util.problem import Missing
 
 NAMESPACE, REPOSITORY, TAG = "demo", "python", "3"
 
 
-def has_demo(settings: Settings) -> bool:
-    """Tell whether the demo is in the registry."""
-    try:
-        return bool(make_services(settings, permission=everything).registry.tags(NAMESPACE, REPOSITORY))
-    except Missing:
-        return False
+def first_image(registry: Registry) -> str | None:
+    """Return `namespace/repository/tag` of an image of the registry, None where it has none."""
+    after = 0
+    while page := registry.repositories(after=after, limit=100):
+        for found in page:
+            for tag in registry.tags(found.namespace, found.repository)[-1:]:
+                return f"{found.namespace}/{found.repository}/{tag}"
+        after = page[-1].id
+    return None
 
 
 def import_demo(work: Path) -> None:
@@ -46,12 +49,15 @@ def main() -> None:
     settings = Settings.parse(read_configuration())
     if not settings.embedded_database:
         return
-    if not has_demo(settings):
+    registry = make_services(settings, permission=everything).registry
+    image = first_image(registry)
+    if image is None:
         print(f"Making {NAMESPACE}/{REPOSITORY}:{TAG} of this machine's own Python ...", flush=True)
         import_demo(Path(settings.data_dir, "work"))
+        image = f"{NAMESPACE}/{REPOSITORY}/{TAG}"
     print("To try, from another terminal:")
     for verb, formatter in installed_formatters().items():
-        print(f"  {formatter.usage.format(url=f'{url}/c1/{verb}/{NAMESPACE}/{REPOSITORY}/{TAG}')}")
+        print(f"  {formatter.usage.format(url=f'{url}/c1/{verb}/{image}')}")
 
 
 if __name__ == "__main__":
