@@ -14,17 +14,17 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from data.derivedimages import DerivedImages, DerivedRecord, Lease, NewDerived, State
 from data.storage.base import BlobNotFound
 from endpoints import following, spool
+from endpoints.heart import Heart
 from endpoints.maker import Maker, Nobody, NotKept, Watcher
-from endpoints.origins import BytesDiffer, How, Plain, Source, Spooled, alone, lasting
+from endpoints.origins import BytesDiffer, How, Live, Plain, Serving, Source, Spooled, Stored, alone, lasting
 from endpoints.spool import Ending, MakerGone, MakingFailed
-from endpoints.streams import Chunks, Stream, read_through, started
+from endpoints.streams import Stream, read_through, started
 from util.problem import Problem
 
 if TYPE_CHECKING:
@@ -65,24 +65,6 @@ class Busy(Problem):
     retry_after = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An image that is complete in storage: `record` has its path, size and SHA-256."""
-
-    record: DerivedRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """An image that is being made. `chunks` has begun and is closed by its reader; `size` in bytes, None if unknown."""
-
-    chunks: Chunks
-    size: int | None
-    how: How
-
-
-Serving = Stored | Live
-
 Advance = Callable[[int, int | None], None]
 """Is told how many bytes are made, and of how many where that is known."""
 
@@ -113,9 +95,8 @@ class Makings:
         self._lock = threading.Lock()
         self._running: dict[str, Maker] = {}
         self._busy = 0
-        self._fetched: set[str] = set()
         self._orphaned: set[str] = set()
-        self._heart: threading.Thread | None = None
+        self._heart = Heart(self._rows, lambda: list(self._running.values()))
         self._closed = threading.Event()
 
     # --- For those who ask ---
@@ -204,15 +185,12 @@ class Makings:
         with self._lock:
             self._closed.set()
             makers = list(self._running.values())
-            heart = self._heart
         for maker in makers:
             maker.stop()
         end = time.monotonic() + seconds
         for maker in makers:
             maker.join(max(end - time.monotonic(), 0))
-        if heart is not None:
-            heart.join(max(end - time.monotonic(), 0))
-        self._note_fetched()
+        self._heart.stop(max(end - time.monotonic(), 0))
 
     def reached(self, image: "DerivedImage") -> int | None:
         """Return how many bytes of `image` can be followed at once, None where it is not being made by this process."""
@@ -281,9 +259,8 @@ class Makings:
         except BlobNotFound:
             size = None
         if size == record.size:
-            with self._lock:
-                self._fetched.add(record.key)
-                self._start_heart()
+            if not self._readonly:
+                self._heart.fetched(record.key)
             return Stored(record)
         log.error("%s should have %s bytes in storage and has %s; it is made anew", record.path, record.size, size)
         if self._readonly:
@@ -373,9 +350,9 @@ class Makings:
             raise
         orphaned = image.key in self._orphaned
         self._orphaned.discard(image.key)
-        maker.begin(lease, takeover=lease.takeover or orphaned)
-        with self._lock:
-            self._start_heart()
+        with self._asking(image):  # there may be no more threads
+            maker.begin(lease, takeover=lease.takeover or orphaned)
+            self._heart.start()
         return maker, How.MADE
 
     @contextmanager
@@ -448,41 +425,6 @@ class Makings:
             if self._running.get(key) is maker:
                 del self._running[key]
                 self._busy -= 1
-
-    def _start_heart(self) -> None:
-        """See to it, under the lock, that somebody beats."""
-        if self._heart is None and not self._closed.is_set():
-            self._heart = threading.Thread(target=self._beat, name="making heart", daemon=True)
-            self._heart.start()
-
-    def _beat(self) -> None:
-        """Keep up the leases of what is being made here, as long as there is any."""
-        while not self._closed.wait(self._rows.lease_seconds / 4):
-            with self._lock:
-                makers = list(self._running.values())
-                if not makers and not self._fetched:
-                    self._heart = None
-                    return
-            beating = {maker: progress for maker in makers if (progress := maker.progress) is not None}
-            try:
-                held = self._rows.beat(dict(beating.values()))
-            except Exception as error:  # noqa: BLE001 a lease outlives some beats
-                log.warning("leases cannot be kept up: %s", error)
-                continue
-            for maker, (token, _) in beating.items():
-                if token not in held:
-                    maker.lost()
-            self._note_fetched()
-
-    def _note_fetched(self) -> None:
-        with self._lock:
-            keys, self._fetched = self._fetched, set()
-        if not keys or self._readonly:
-            return
-        try:
-            self._rows.fetched(keys)
-        except Exception as error:  # noqa: BLE001 it is only when they were fetched last
-            log.warning("that %d images were fetched cannot be noted: %s", len(keys), error)
 
 
 class _LookAgain(Exception):

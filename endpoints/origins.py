@@ -7,9 +7,11 @@ two halves.
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from data.derivedimages import DerivedRecord
 from endpoints.following import Follower
 from endpoints.maker import Maker
 from endpoints.spool import MakerGone
@@ -34,6 +36,25 @@ class How(StrEnum):
     MADE = "made"  # by a making that this request began
     FOLLOWED = "followed"  # from one that was running, in this process or another one of this host
     STREAMED = "streamed"  # by a generation of its own, of which nothing is kept
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An image that is complete in storage: `record` has its path, size and SHA-256."""
+
+    record: DerivedRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """An image that is being made. `chunks` has begun and is closed by its reader; `size` in bytes, None if unknown."""
+
+    chunks: Chunks
+    size: int | None
+    how: How
+
+
+Serving = Stored | Live
 
 
 class Source(Protocol):
