@@ -42,6 +42,7 @@ setup(
             "import-linter>=2.0",  # the direction of imports
             "moto[s3,server]>=5.0",  # an S3 on loopback for the storage suite
             "mypy>=1.10",
+            "openapi-spec-validator>=0.7",  # the admin API's document, and every answer held against it
             "pytest>=8.0",
             "pytest-cov>=5.0",
             "pytest-socket>=0.7",  # no test leaves the machine

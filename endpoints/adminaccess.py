@@ -5,7 +5,7 @@ and no 403. RFC 6750.
 """
 
 from flask import Response, request
-from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.http import quote_header_value
 
 from data.admintokens import AdminTokens
 from endpoints import answers
@@ -30,8 +30,9 @@ def authenticated(tokens: AdminTokens) -> str:
 def of_token_required(problem: TokenRequired) -> Response:
     """Answer with the challenge; that a token is not valid is said only to who brought one."""
     answer = answers.of_problem(problem)
-    parameters: dict[str, str | None] = {"realm": request.host}
+    # Written by hand: a realm must be quoted, RFC 9110, 11.5.
+    challenge = f"Bearer realm={quote_header_value(request.host, allow_token=False)}"
     if "Authorization" in request.headers:
-        parameters["error"] = "invalid_token"
-    answer.www_authenticate = WWWAuthenticate("bearer", parameters)
+        challenge += ', error="invalid_token"'
+    answer.headers["WWW-Authenticate"] = challenge
     return answer

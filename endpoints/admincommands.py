@@ -4,6 +4,7 @@ The law: as in commands.py, to which these belong.
 """
 
 import getpass
+import logging
 import signal
 import sys
 import threading
@@ -67,6 +68,7 @@ def prime(
         what = [_named(text, tags) for text in images]
     except InvalidRequest as problem:
         raise click.UsageError(str(problem)) from None
+    logging.getLogger("endpoints.jobrunner").setLevel(logging.ERROR)  # how each job went is told at the end
     configuration = read()
     services = services_of(lambda: configuration)
     tell = teller(services.settings) if detach else lambda _: None
@@ -288,8 +290,6 @@ def worker(read: ReadConfiguration, processes: int | None) -> None:
 
 
 def _log() -> None:
-    import logging
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 

@@ -88,9 +88,7 @@ class _Teller:
                 for job_id in waiting:
                     self._celery.send_task(TASK, args=(job_id,), producer=producer, retry=False, ignore_result=True)
         except Exception as error:  # noqa: BLE001 each transport has its own
-            log.warning(
-                "the broker cannot be told of %d jobs; workers find them by themselves: %s", len(waiting), error
-            )
+            log.warning("the broker is not told of %d jobs; workers find them by themselves: %s", len(waiting), error)
 
 
 class CeleryWorker:
