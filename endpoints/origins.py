@@ -118,7 +118,7 @@ class Plain:
         return self._stream.chunks
 
     def piece(self, offset: int, length: int) -> bytes:
-        raise NotImplementedError("a stream does not go back")
+        raise ValueError("a stream does not go back")
 
     def close(self) -> None:
         done, self._done = self._done, None
