@@ -71,7 +71,7 @@ class DatabaseUnavailable(Problem):
 
 
 class OwnBase(DeclarativeBase):
-    """The tables that are ours. Texts are compared to the byte on every database."""
+    """The tables that are ours. Case and accents count in their texts, on every database."""
 
 
 _MYSQL = {

@@ -246,7 +246,7 @@ def test_a_mistake_of_ours_is_no_failure_of_the_database(engine: Engine) -> None
         changing(engine, lambda connection: add(connection, "a", created_ms=None))
 
 
-def test_texts_are_compared_to_the_byte(engine: Engine) -> None:
+def test_case_and_accents_count_in_texts(engine: Engine) -> None:
     def fill(connection: Connection) -> int:
         for name in ("a", "A", "ä", "a\N{COMBINING DIAERESIS}", "😀"):
             add(connection, name)
