@@ -10,6 +10,7 @@ They belong to one version of the compressor, so `compression_revision` is part 
 RFC 1952 (gzip), RFC 8878 (zstd).
 """
 
+import os
 import struct
 import sys
 from collections import deque
@@ -83,7 +84,8 @@ def compression_revision(compression: Compression) -> str:
     """Return what, besides the input, decides the bytes of `compressed`: program, version, level."""
     match compression:
         case Compression.GZIP:
-            return f"isal {version('isal')} level {_GZIP_LEVEL} block {_GZIP_BLOCK}"
+            # isal finds matches by another hash on another kind of processor.
+            return f"isal {version('isal')} {os.uname().machine} level {_GZIP_LEVEL} block {_GZIP_BLOCK}"
         case Compression.ZSTD:
             return f"zstd {zstd.zstd_version} level {_ZSTD_LEVEL}"
         case Compression.NONE:
