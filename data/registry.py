@@ -5,11 +5,14 @@ does not depend on the data. A tag is alive when it is not hidden and has not en
 digest while a tag that has not ended, hidden or not, leads to it. What is deleted here is deleted for everybody.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVarTuple, cast
 
 from sqlalchemy import CTE, ColumnElement, Connection, Select, and_, case, exists, func, null, or_, select, tuple_
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import aliased
 
 from data.database import (
@@ -30,11 +33,17 @@ from data.database import (
     now_ms,
 )
 from util.digest import Digest
-from util.problem import Missing
+from util.problem import Missing, Problem
 
 Columns = TypeVarTuple("Columns")
 
 _SHOWN = 10
+
+
+class RegistryUnavailable(Problem):
+    """A registry's database that cannot be reached, or that does not answer."""
+
+    code = "REGISTRY_UNAVAILABLE"
 
 
 class RepositoryNotFound(Missing):
@@ -127,7 +136,7 @@ class Referred:
 
 
 class Registry(Protocol):
-    """What has to be known of a registry. `repository` may have slashes."""
+    """What has to be known of a registry. `repository` may have slashes. Every method may raise RegistryUnavailable."""
 
     def repository(self, namespace: str, name: str) -> RepositoryInfo:
         """Return what is known of a repository. Raises RepositoryNotFound."""
@@ -169,6 +178,17 @@ class SqlRegistry:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except (OperationalError, InterfaceError, PoolExhausted) as error:
+            said = error.orig if isinstance(error, DBAPIError) else error
+            raise RegistryUnavailable(
+                f"the registry's database cannot be used: {' '.join(str(said).split())}"
+            ) from error
+
     def repository(self, namespace: str, name: str) -> RepositoryInfo:
         query = (
             _in_repository(select(Repository.id, RepositoryKind.name, Visibility.name, User.enabled), namespace, name)
@@ -177,7 +197,7 @@ class SqlRegistry:
         )
         row = None
         if _storable(namespace, name):
-            with self._engine.connect() as connection:
+            with self._connected() as connection:
                 row = connection.execute(query).one_or_none()
         if row is None:
             raise _not_found(namespace, name)
@@ -205,7 +225,7 @@ class SqlRegistry:
         query = query.join(MediaType, MediaType.id == Manifest.media_type_id)
         if not _storable(namespace, repository):
             raise _not_found(namespace, repository)
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             row = connection.execute(query).one_or_none() if _storable(reference) else None
             if row is None:
                 existing = _newest_tags(connection, namespace, repository, now)
@@ -241,7 +261,7 @@ class SqlRegistry:
             .order_by(ImageStorage.id, ImageStorageLocation.name)
         )
         found: dict[int, BlobLocation] = {}
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             for number, text, uuid, cas_path, size, location in connection.execute(query):
                 before = found[number].locations if number in found else ()
                 digest = Digest.parse(text or "")
@@ -257,7 +277,7 @@ class SqlRegistry:
     def tags(self, namespace: str, repository: str) -> tuple[str, ...]:
         number = self.repository(namespace, repository).id
         query = select(Tag.name).where(Tag.repository_id == number, _alive(now_ms())).distinct()
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             return tuple(sorted(connection.scalars(query)))
 
     def tag_digests(self, namespace: str, repository: str) -> dict[str, str]:
@@ -270,7 +290,7 @@ class SqlRegistry:
         )
         if not _storable(namespace, repository):
             return {}
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             return {row.name: row.digest for row in connection.execute(query)}
 
     def still_leading(self, referred: Iterable[Referred]) -> set[Referred]:
@@ -311,7 +331,7 @@ class SqlRegistry:
             .where(_not_ended(now))
             .distinct()
         )
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             found = {tuple(row) for row in connection.execute(query)}
         anyhow = {row[:3] for row in found}
         return {
@@ -329,7 +349,7 @@ class SqlRegistry:
             if not _storable(namespace):
                 return []
             query = query.where(User.username == namespace)
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             return [RepositoryName(*row) for row in connection.execute(query)]
 
     def tag_events(self, *, after: int, limit: int = 1000) -> list[TagEvent]:
@@ -344,11 +364,11 @@ class SqlRegistry:
             .order_by(Tag.id)
             .limit(limit)
         )
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             return [TagEvent(*row) for row in connection.execute(query)]
 
     def last_tag_event(self) -> int:
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             return connection.scalar(select(func.max(Tag.id))) or 0
 
 

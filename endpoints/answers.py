@@ -13,6 +13,7 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import HTTPException
 
 from data.owntables import DatabaseUnavailable
+from data.registry import RegistryUnavailable
 from data.storage.base import StorageUnavailable
 from endpoints import audit
 from endpoints.access import Denied, Unauthenticated
@@ -45,6 +46,7 @@ _STATUS: tuple[tuple[type[Problem], HTTPStatus], ...] = (
     (Busy, HTTPStatus.SERVICE_UNAVAILABLE),
     (StorageUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (DatabaseUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (RegistryUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (Missing, HTTPStatus.NOT_FOUND),
     (Unsupported, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     (Inexpressible, HTTPStatus.UNPROCESSABLE_ENTITY),

@@ -12,11 +12,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from data.owntables import DatabaseUnavailable
 from endpoints.jobpool import MakeServices
 from endpoints.jobrunner import JobRunner
 from endpoints.priming import Tell, Watch
 from endpoints.services import Services
+from util.problem import Problem
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def regularly(work: Callable[[], object], otherwise: str) -> None:
     """Do `work`; that it fails is logged, and the next time comes."""
     try:
         work()
-    except DatabaseUnavailable as problem:
+    except Problem as problem:
         log.warning("%s: %s", otherwise, problem)
     except Exception:
         log.exception("%s", otherwise)

@@ -143,7 +143,7 @@ class Watch:
         """Ask for what the tags need that have come since the last look; return how many jobs that is.
 
         The first look of all only sets the mark: what was there before is asked for by `prime`. Raises
-        DatabaseUnavailable, and what a registry's database raises; the next look begins where this one stopped.
+        DatabaseUnavailable and RegistryUnavailable; the next look begins where this one stopped.
         """
         position = self._marks.find(_TAGS)
         if position is None:

@@ -11,12 +11,13 @@ import pytest
 from sqlalchemy import Connection, event, insert, select, update
 
 from data import database as db
-from data.database import Base, Engine, create_tables, now_ms, writing
+from data.database import Base, Engine, create_tables, make_engine, now_ms, writing
 from data.registry import (
     BlobLocation,
     ManifestNotFound,
     Referred,
     Registry,
+    RegistryUnavailable,
     RepositoryInfo,
     RepositoryNotFound,
     SqlRegistry,
@@ -605,3 +606,16 @@ def test_what_comes_out_is_bound_to_nothing(rows: Rows, registry: Registry) -> N
             tuple,
             Digest,
         }
+
+
+def test_a_database_that_does_not_answer_is_a_fact_of_its_own() -> None:
+    registry = SqlRegistry(make_engine("postgresql://nobody@127.0.0.1:1/nothing"))
+    with pytest.raises(RegistryUnavailable, match=r"the registry's database cannot be used: .*onnection"):
+        registry.repository("acme", "app")
+
+
+def test_a_database_without_tables_is_too(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path / 'empty.db'}")
+    with pytest.raises(RegistryUnavailable, match=r"no such table: "):
+        SqlRegistry(engine).tags("acme", "app")
+    engine.dispose()
