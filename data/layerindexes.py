@@ -10,14 +10,17 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from data.registry import BlobLocation, content_path
-from data.storage.base import BlobNotFound
+from data.storage.base import OWN, BlobNotFound
 from data.storage.distributed import DistributedStorage, StorageReadOnly
 from util.compression import decompressed
-from util.digest import Digest, DigestMismatch, Readable, verified
+from util.digest import Digest, DigestMismatch, InvalidDigest, Readable, verified
 from util.layerindex import FORMAT_VERSION, LayerIndex, LayerLimits, UnreadableLayerIndex, read_layer_index
 from util.problem import Damaged, Malformed
 
 log = logging.getLogger(__name__)
+
+INDEXES = f"{OWN}/layerindex"
+"""The folder of the indexes that are kept, of all versions."""
 
 _PIECE = 256 << 10
 _THREADS = 2  # each has a second one that decompresses ahead
@@ -27,6 +30,16 @@ class DiffIdMismatch(DigestMismatch):
     """A layer that is another one, once uncompressed, than the image's configuration says."""
 
     code = "DIFF_ID_MISMATCH"
+
+
+def indexed_layer(path: str) -> Digest | None:
+    """Return the layer whose index storage keeps at `path`; None where it is none that this version would look at."""
+    algorithm, _, hexadecimal = path.removeprefix(f"{INDEXES}/v{FORMAT_VERSION}/").replace("/", ":", 1).partition(":")
+    try:
+        digest = Digest.parse(f"{algorithm}:{hexadecimal.rpartition('/')[2]}")
+    except InvalidDigest:
+        return None
+    return digest if path == _path(digest) else None
 
 
 class LayerIndexes:
@@ -171,4 +184,4 @@ def _check_diff_id(index: LayerIndex, layer: Digest, diff_id: Digest | None) -> 
 
 
 def _path(digest: Digest) -> str:
-    return f"verbs/layerindex/v{FORMAT_VERSION}/{content_path(digest)}"
+    return f"{INDEXES}/v{FORMAT_VERSION}/{content_path(digest)}"

@@ -150,6 +150,9 @@ class Registry(Protocol):
     def blobs(self, namespace: str, repository: str, digests: Iterable[Digest]) -> dict[Digest, BlobLocation]:
         """Return where those of `digests` lie that manifests of the repository have; others are left out."""
 
+    def registered(self, digests: Iterable[Digest]) -> set[Digest]:
+        """Return those of `digests` under which the registry has a blob, whichever repository's it is."""
+
     def tags(self, namespace: str, repository: str) -> tuple[str, ...]:
         """Return the names of the tags that are alive, in order. Raises RepositoryNotFound."""
 
@@ -273,6 +276,12 @@ class SqlRegistry:
             if blob.digest not in blobs or not blobs[blob.digest].locations:
                 blobs[blob.digest] = blob
         return blobs
+
+    def registered(self, digests: Iterable[Digest]) -> set[Digest]:
+        asked = {str(digest): digest for digest in digests}
+        query = select(ImageStorage.content_checksum).where(ImageStorage.content_checksum.in_(sorted(asked)))
+        with self._connected() as connection:
+            return {asked[found] for found in connection.scalars(query) if found is not None}
 
     def tags(self, namespace: str, repository: str) -> tuple[str, ...]:
         number = self.repository(namespace, repository).id

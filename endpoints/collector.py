@@ -1,6 +1,7 @@
 """What bounds the derived images that are kept: a collection drops what is out of date, unused, too much or nobody's.
 
-The law: the registry is only read, and in storage nothing outside `verbs/` is touched. A row goes first, and only as it
+The law: the registry is only read, and in storage nothing outside `verbs/` is touched. A layer index goes when the
+registry has no such layer, or no version reads it. A row goes first, and only as it
 was when it was judged; its object goes after it. An object without a row goes only where no row names its path: a path
 belongs to one lease, whose row is there before the object is, and is never given out again. What a live lease holds
 stays. What fails is told in the report, and the rest goes on; two collections at once harm nothing.
@@ -19,6 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from data.derivedimages import DerivedImages, DerivedRecord, State
+from data.layerindexes import INDEXES, indexed_layer
 from data.registry import Referred, Registry
 from data.storage.base import OWN
 from data.storage.distributed import DistributedStorage
@@ -63,7 +65,7 @@ class Reason(StrEnum):
     QUOTA = "quota"  # the least recently fetched, where there is more than there may be
     FAILED = "failed"  # a failure that nobody has asked about for so many days
     ABANDONED = "abandoned"  # a making that has not been heard of for an hour
-    ORPHAN = "orphan"  # an object that no row names
+    ORPHAN = "orphan"  # an object that no row names; an index of a layer that is gone, or of another version
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,8 @@ class _Collection:
             self._quota()
         with self._going_on("objects"):
             self._orphans()
+        with self._going_on("layer indexes"):
+            self._indexes()
         with self._going_on("unfinished uploads"):
             counts["unfinished"] = self.by.storage.preferred.sweep(older_than=STALE_SECONDS, dry_run=self.dry_run)
         if self.by.spools is not None:
@@ -281,6 +285,18 @@ class _Collection:
             if blob.path not in self.known and blob.modified_ms < since and not self._named(blob.path):
                 self._check_storage()
                 self._delete(Finding(Reason.ORPHAN, blob.path, blob.path, blob.size))
+
+    def _indexes(self) -> None:
+        """Drop the layer indexes of layers that the registry has no more, and of versions that are not read."""
+        since = (self.by.clock() - GRACE_SECONDS) * 1000
+        old = (blob for blob in self.by.storage.preferred.list(INDEXES) if blob.modified_ms < since)
+        while page := list(islice(old, _PAGE)):
+            layers = {blob.path: layer for blob in page if (layer := indexed_layer(blob.path)) is not None}
+            registered = self.by.registry.registered(layers.values())
+            for blob in page:
+                if layers.get(blob.path) not in registered:
+                    self._check_storage()
+                    self._delete(Finding(Reason.ORPHAN, blob.path, blob.path, blob.size))
 
     def _named(self, path: str) -> bool:
         """Tell whether a row names `path`. Once none does, none ever will."""

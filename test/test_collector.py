@@ -16,8 +16,9 @@ from data import database as db
 from data.database import Engine, create_tables, now_ms
 from data.derivedimages import DerivedImages, DerivedRecord, Lease, NewDerived, State
 from data.jobs import Jobs, NewJob
+from data.layerindexes import INDEXES
 from data.owntables import DatabaseUnavailable, upgrade
-from data.registry import Referred, SqlRegistry
+from data.registry import Referred, SqlRegistry, content_path
 from data.storage.base import Storage, StorageUnavailable
 from data.storage.distributed import DistributedStorage, StorageReadOnly
 from data.storage.local import LocalStorage
@@ -29,6 +30,7 @@ from test.databases import database
 from test.test_registry import Rows
 from test.test_storage_s3 import Bucket, back_door, endpoint, settings, settle
 from util.digest import Digest
+from util.layerindex import FORMAT_VERSION
 from util.oci import INDEX_OCI
 
 __all__ = ["back_door", "endpoint", "settings"]
@@ -39,7 +41,7 @@ THEIRS = {
     "sha256/ab/abcd": b"a layer",
     "sharedimages/some-uuid/layer": b"an old layer",
     "uploads/verbs/derived/x": b"an upload",
-    "verbs/layerindex/v1/sha256/ab/abcd": b"an index",
+    "verbs/layerindex-not/v1/sha256/ab/abcd": b"something else of ours",
     "verbsx/derived/x": b"somebody's",
     "verbs/derived-not/x": b"somebody's",
 }
@@ -183,7 +185,8 @@ class World:
         return row
 
     def theirs(self) -> dict[str, bytes]:
-        return {path: content for path, content in self.place.all().items() if not path.startswith("verbs/derived/")}
+        ours = ("verbs/derived/", f"{INDEXES}/")
+        return {path: content for path, content in self.place.all().items() if not path.startswith(ours)}
 
 
 @pytest.fixture
@@ -514,6 +517,24 @@ def test_a_row_that_names_something_else_is_told_and_deletes_nothing(world: Worl
     assert report.failures == (f"the row {lease.key} names {path!r}, which is no place of a derived image",)
     assert (report.dropped, world.place.all()) == ((), before)
     assert len(list(world.images.all())) == 1
+
+
+@on_every_storage
+def test_a_layer_index_goes_with_its_layer_and_with_its_version(world: World) -> None:
+    there, gone = Digest.of(b"a layer that is there"), Digest.of(b"a layer that is gone")
+    world.rows.add(db.ImageStorage, content_checksum=str(there), image_size=1, cas_path=True, uploading=False)
+    current = f"{INDEXES}/v{FORMAT_VERSION}"
+    kept = f"{current}/{content_path(there)}"
+    dropped = {f"{current}/{content_path(gone)}", f"{INDEXES}/v0/{content_path(there)}", f"{current}/sha256/xx/what"}
+    for path in (kept, *dropped):
+        world.place.put(path, b"an index")
+    assert world.collect().dropped == ()  # what is new may be of a layer that is being pushed
+    world.later = 2 * HOUR
+    report = world.collect()
+    assert ({finding.path for finding in report.dropped}, report.failures) == (dropped, ())
+    assert {finding.reason for finding in report.dropped} == {Reason.ORPHAN}
+    assert dropped.isdisjoint(world.place.all())
+    assert kept in world.place.all()
 
 
 @on_every_storage
