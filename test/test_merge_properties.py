@@ -20,6 +20,7 @@ from test import layers, model
 from test.layers import Dialect
 from test.merging import index_of, merged, merger_of, source_of
 from test.strategies import Stack, archives, dialects, entries, examples, stacks
+from util import layerindex
 from util.compression import decompressed
 from util.digest import Digest, DigestMismatch, Readable
 from util.layerindex import LayerIndex, read_layer_index
@@ -247,3 +248,21 @@ def test_a_range_tells_of_wrong_bytes_in_a_layer_it_lies_in_before_it_and_after(
         layer = LayerSource(source.digest, source.size, source.index, partial(BytesIO, bytes(wrong)))
         with pytest.raises(DigestMismatch):
             list(StreamLayerMerger([layer]).get_range(begin, length))
+
+
+@examples(300)
+@given(layer=st.lists(entries(), max_size=8), dialect=dialects, size=st.sampled_from([512, 700, 1536, 1 << 20]))
+def test_common_headers_are_read_as_uncommon_ones_are(layer: list[layers.Entry], dialect: Dialect, size: int) -> None:
+    tar = layers.layer(*layer, dialect=dialect)
+    pieces = [tar[at : at + size] for at in range(0, len(tar), size)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layerindex._Reader, "_common", lambda _: None)
+        expected = outcome_of(pieces)
+    assert outcome_of(pieces) == expected
+
+
+def outcome_of(pieces: list[bytes]) -> bytes | str:
+    try:
+        return index_of(pieces).dump()
+    except Malformed as problem:
+        return str(problem)
