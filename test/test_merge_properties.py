@@ -20,11 +20,11 @@ from test import layers, model
 from test.layers import Dialect
 from test.merging import index_of, merged, merger_of, source_of
 from test.strategies import Stack, archives, dialects, entries, examples, stacks
-from util import layerindex
+from util import layerindex, tarheader
 from util.compression import decompressed
 from util.digest import Digest, DigestMismatch, Readable
 from util.layerindex import LayerIndex, read_layer_index
-from util.problem import Malformed
+from util.problem import Malformed, Problem
 from util.streamlayerformat import LayerSource, StreamLayerMerger
 
 path_prefixes = st.sampled_from([b"", b"rootfs/"])
@@ -261,8 +261,30 @@ def test_common_headers_are_read_as_uncommon_ones_are(layer: list[layers.Entry],
     assert outcome_of(pieces) == expected
 
 
+@examples(400)
+@given(
+    layer=st.lists(entries(), min_size=1, max_size=4),
+    changes=st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 511), st.integers(0, 255), st.booleans()), max_size=3
+    ),
+)
+def test_damaged_headers_are_found_on_either_way(
+    layer: list[layers.Entry], changes: list[tuple[int, int, int, bool]]
+) -> None:
+    tar = bytearray(layers.layer(*layer, dialect="pax"))
+    for block, at, value, mended in changes:
+        begin = block * 512 % len(tar)
+        tar[begin + at] = value
+        if mended:
+            tar[begin + 148 : begin + 156] = b"%06o\0 " % tarheader.checksum(bytes(tar[begin : begin + 512]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layerindex._Reader, "_common", lambda _: None)
+        expected = outcome_of([bytes(tar)])
+    assert outcome_of([bytes(tar)]) == expected
+
+
 def outcome_of(pieces: list[bytes]) -> bytes | str:
     try:
         return index_of(pieces).dump()
-    except Malformed as problem:
+    except Problem as problem:
         return str(problem)

@@ -459,6 +459,7 @@ class _Reader:
                     block + BLOCK > len(chunk)
                     or digits != b"%d" % size
                     or length[:11] != b"%011o" % size
+                    or stored[6:] not in _CHECKSUM_ENDS
                     or stored[:6] != b"%06o" % tarheader.checksum(chunk[at : at + BLOCK])
                     or not tarheader.is_utf8(name)
                 ):
@@ -472,6 +473,7 @@ class _Reader:
                 kind not in (b"0", b"5")
                 or magic not in (_USTAR, _GNU)
                 or prefix[0]
+                or stored[6:] not in _CHECKSUM_ENDS
                 or stored[:6] != b"%06o" % tarheader.checksum(chunk[block : block + BLOCK])
                 or name[:1] in _UNCOMMON_STARTS
                 or b"/." in name
@@ -508,7 +510,7 @@ class _Reader:
             flags = PRESENT | JOINED if start == self._end else PRESENT
             if owners == _NO_OWNERS and rest == _NO_REST and padded:
                 flags |= VERBATIM
-                if stored[6:] in _CHECKSUM_ENDS and prefix == _NO_PREFIX and start + BLOCK == payload:
+                if prefix == _NO_PREFIX and start + BLOCK == payload:
                     flags |= PATCHABLE
             entry = len(index.names)
             index.names.append(path)
