@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from endpoints.jobpool import MakeServices
+from endpoints.jobpool import Ended, MakeServices
 from endpoints.jobrunner import JobRunner
 from endpoints.priming import Tell, Watch
 from endpoints.services import Services
@@ -29,8 +29,8 @@ _running: "set[Background]" = set()
 class Background:
     """The threads that make derived images ahead. One in a process is enough."""
 
-    def __init__(self, services: Services, make_services: MakeServices) -> None:
-        self._services, self._make_services = services, make_services
+    def __init__(self, services: Services, make_services: MakeServices, *, ended: Ended | None = None) -> None:
+        self._services, self._make_services, self._ended = services, make_services, ended
         self._stopping = threading.Event()
         self._runner: JobRunner | None = None
         self._thread = threading.Thread(target=self._work, name="background", daemon=True)
@@ -60,7 +60,9 @@ class Background:
 
     def _work_alone(self) -> None:
         settings = self._services.settings
-        self._runner = JobRunner(self._services.jobs, self._make_services, processes=settings.job_processes)
+        self._runner = JobRunner(
+            self._services.jobs, self._make_services, processes=settings.job_processes, ended=self._ended
+        )
         watching = watch(self._services, lambda _: None, self._stopping)
         if self._stopping.is_set():  # since before there was a runner that it could have stopped
             self._runner.stop()

@@ -14,7 +14,7 @@ from endpoints.audit import AUDIT, Audit, remote_user
 from endpoints.background import Background
 from endpoints.celeryapp import teller
 from endpoints.collecting import collecting
-from endpoints.jobpool import MakeServices
+from endpoints.jobpool import Ended, MakeServices
 from endpoints.making import MAKINGS, Makings
 from endpoints.priming import check_rules
 from endpoints.services import Services, make_services, operators_services
@@ -101,12 +101,15 @@ class RegistryVerbs:
             app.extensions[admin.TELL] = teller(settings)
             app.register_blueprint(admin.blueprint, url_prefix=admin_prefix)
 
-    def start_background(self, app: "Flask", *, make_services: MakeServices | None = None) -> None:
+    def start_background(
+        self, app: "Flask", *, make_services: MakeServices | None = None, ended: Ended | None = None
+    ) -> None:
         """Begin to run the jobs of `app`, to look at new tags and to bound what is kept, unless another process does.
 
         To be called once in a process, after any fork; nothing is started elsewhere. Jobs run in processes of their
         own, where `make_services` makes what they work with: a function that can be imported there. Without it that is
-        done from the settings in `app.config`, so a host with an engine or a storage of its own has to say how.
+        done from the settings in `app.config`, so a host with an engine or a storage of its own has to say how; `ended`
+        is told the number of each of these processes that has ended.
         With a broker no jobs are run: `registry-verbs worker` does that. Raises BackgroundImpossible.
         """
         services: Services = app.extensions[EXTENSION]
@@ -122,5 +125,5 @@ class RegistryVerbs:
                 )
             configuration = {key: app.config[key] for key in Settings.KEYS if key in app.config}
             make_services = partial(operators_services, configuration)
-        Background(services, make_services).start()
+        Background(services, make_services, ended=ended).start()
         collecting(services).start()

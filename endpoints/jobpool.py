@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 MakeServices = Callable[[], "Services"]
 """Makes what a child works with. It is called there: a function that a module has, or a partial of one."""
 
+Ended = Callable[[int], None]
+"""Is told the number of each child process that has ended."""
+
 _LOOK_SECONDS = 0.25  # how soon it is seen that a wish is not wanted any more
 _GRACE_SECONDS = 3.0  # for a child that is told to end, to give back what it holds
 _FINAL = (Missing, Unsupported, Inexpressible, Malformed, TooLarge)
@@ -69,11 +72,15 @@ class Outcome:
     final: bool = False
 
 
+def _nobody(_: int) -> None:
+    """Nobody needs to be told."""
+
+
 class JobPool:
     """Children that are started as they are needed, and kept for the next wish. Safe to use from several threads."""
 
-    def __init__(self, make_services: MakeServices) -> None:
-        self._make_services = make_services
+    def __init__(self, make_services: MakeServices, *, ended: Ended = _nobody) -> None:
+        self._make_services, self._ended = make_services, ended
         self._context = multiprocessing.get_context("spawn")  # a fork would share locks and connections
         self._lock = threading.Lock()
         self._idle: list[tuple[float, _Child]] = []
@@ -84,7 +91,16 @@ class JobPool:
 
         `wanted` is asked again and again. Raises NotWanted soon after it says no or the pool is closed, and ChildLost.
         """
-        child = self._take()
+        while True:
+            child = self._take()
+            try:
+                return self._made(child, asked, wanted, found)
+            except _LostIdle:
+                continue  # it died while it had nothing to do, which is nobody's attempt
+
+    def _made(self, child: "_Child", asked: Asked, wanted: Callable[[], bool], found: Callable[[str], None]) -> Outcome:
+        heard = not child.used
+        child.used = True
         sound = False
         try:
             child.connection.send(asked)
@@ -93,11 +109,14 @@ class JobPool:
                     raise NotWanted("it is not wanted any more")
                 if child.connection.poll(_LOOK_SECONDS):
                     told = child.connection.recv()
+                    heard = True
                     if isinstance(told, Outcome):
                         sound = True
                         return told
                     found(told)
         except (EOFError, OSError):
+            if not heard:
+                raise _LostIdle from None
             raise ChildLost(f"the process that made it {child.end()}") from None
         finally:
             if sound:
@@ -126,7 +145,7 @@ class JobPool:
                 if child.process.is_alive():
                     return child
                 child.end()
-        return _Child(self._context, self._make_services)
+        return _Child(self._context, self._make_services, self._ended)
 
     def _give_back(self, child: "_Child") -> None:
         with self._lock:
@@ -136,10 +155,17 @@ class JobPool:
         child.end()
 
 
+class _LostIdle(Exception):
+    """A child that was kept for the next wish, and was gone when it came."""
+
+
 class _Child:
     """A child process, seen from its parent."""
 
-    def __init__(self, context: multiprocessing.context.SpawnContext, make_services: MakeServices) -> None:
+    used = False
+
+    def __init__(self, context: multiprocessing.context.SpawnContext, make_services: MakeServices, told: Ended) -> None:
+        self._told = told
         self.connection, theirs = context.Pipe()
         level = logging.getLogger().getEffectiveLevel()
         self.process: SpawnProcess = context.Process(
@@ -164,8 +190,10 @@ class _Child:
             self.process.kill()
             self.process.join()
         self.connection.close()
-        status = self.process.exitcode or 0
+        status, pid = self.process.exitcode or 0, self.process.pid
         self.process.close()
+        if pid is not None:
+            self._told(pid)
         killed = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         self._ended = "was told to end" if told else killed
         return self._ended
@@ -213,6 +241,7 @@ class _Maker:
         self._tools: tuple[Deriver, Makings] | None = None
 
     def make(self, asked: Asked, found: Callable[[str], None]) -> Outcome:
+        from endpoints import metrics
         from endpoints.derive import Deriver, Wish
         from endpoints.making import Makings
         from util.compression import Compression
@@ -221,7 +250,7 @@ class _Maker:
         try:
             if self._tools is None:
                 services = self._make_services()
-                self._tools = Deriver(services), Makings(services)
+                self._tools = Deriver(services), Makings(services, watcher=metrics)
             deriver, makings = self._tools
             image = deriver.resolve(
                 Wish(

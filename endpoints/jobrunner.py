@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from data.jobs import Job, Jobs
 from data.owntables import DatabaseUnavailable
-from endpoints.jobpool import Asked, ChildLost, JobPool, MakeServices, NotWanted, Outcome
+from endpoints.jobpool import Asked, ChildLost, Ended, JobPool, MakeServices, NotWanted, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +43,23 @@ def worker_name() -> str:
 
 
 class JobRunner:
-    """Runs jobs in up to `processes` children, from any thread. Nothing starts before there is something to run."""
+    """Runs jobs in up to `processes` children, from any thread. Nothing starts before there is something to run.
+
+    `ended` is told the number of each child that has ended.
+    """
 
     def __init__(
-        self, jobs: Jobs, make_services: MakeServices, *, processes: int | None = None, timing: Timing | None = None
+        self,
+        jobs: Jobs,
+        make_services: MakeServices,
+        *,
+        processes: int | None = None,
+        timing: Timing | None = None,
+        ended: Ended | None = None,
     ) -> None:
         self._jobs, self._timing = jobs, timing or Timing()
         self.processes = processes or processors()
-        self._pool = JobPool(make_services)
+        self._pool = JobPool(make_services) if ended is None else JobPool(make_services, ended=ended)
         self._slots = threading.Semaphore(self.processes)
         self._worker = worker_name()
         self._lock = threading.Lock()

@@ -79,7 +79,7 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
         logging.basicConfig(level=logging.INFO, handlers=[handler])
         app = self._load()
         if isinstance(app, Flask):  # any WSGI application can be served
-            RegistryVerbs().start_background(app)
+            RegistryVerbs().start_background(app, ended=lambda pid: metrics.process_ended(pid, self._metrics))
         return app
 
     def _worker_ended(self, _: Any, worker: Any) -> None:

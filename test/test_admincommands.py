@@ -340,6 +340,10 @@ def test_a_server_makes_what_is_asked_for_by_itself(place: Place) -> None:
         assert len(ask(url, token, body)["jobs"]) == 4
         eventually(lambda: len(services.jobs.list(state=JobState.DONE)) == 4)
         assert len({job.worker for job in services.jobs.list()}) == 1, "one process of a machine makes ahead"
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+            metrics = answer.read().decode()
+        assert 'registry_verbs_generation_seconds_count{verb="squash"} 2.0' in metrics
+        assert 'registry_verbs_jobs{state="done"} 4.0' in metrics
 
 
 def test_a_server_that_is_started_again_finds_its_jobs(place: Place, tmp_path: Path) -> None:
@@ -392,7 +396,7 @@ def host(place: Place) -> Iterator[Flask]:
 
 def behind() -> list[str]:
     """Return the threads that make images ahead."""
-    return [thread.name for thread in threading.enumerate() if thread.name in ("background", "watch", "job-beat")]
+    return [thread.name for thread in threading.enumerate() if thread.name in ("background", "watch")]
 
 
 def queued(place: Place) -> Job:
