@@ -31,10 +31,15 @@ class Running:
 
 @contextlib.contextmanager
 def served(
-    place: Place, *, workers: int = 1, log: Path | None = None, more: Mapping[str, Any] | None = None
+    place: Place,
+    *,
+    workers: int = 1,
+    log: Path | None = None,
+    more: Mapping[str, Any] | None = None,
+    program: str = "import app; app.main()",
 ) -> Iterator[Running]:
     """Serve `place` on a free port, and end the server with SIGTERM; `more` is for its environment alone."""
-    command = [sys.executable, "-c", _PROGRAM, "serve", "--port", "0", "--workers", str(workers)]
+    command = [sys.executable, "-c", program, "serve", "--port", "0", "--workers", str(workers)]
     environment = {**os.environ, **place.configuration, **(more or {})}
     log = Path("/dev/null") if log is None else log
     with (
@@ -49,9 +54,6 @@ def served(
         finally:
             process.send_signal(signal.SIGTERM)
             process.stdout.read()
-
-
-_PROGRAM = "import app; app.main()"
 
 
 def curl(*arguments: str) -> "subprocess.CompletedProcess[bytes]":

@@ -1,0 +1,338 @@
+"""Derived images that are made once, whatever fails: real servers, real clients, real kills.
+
+The law: no client is ever handed a wrong byte, nor takes a part for the whole; of any number that ask at once one has
+the image written; and when all is over nothing is left but what is whole.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from test import faults
+from test.databases import database_uri, postgresql_server
+from test.faults import (
+    LEASE_SECONDS,
+    Clients,
+    Got,
+    Site,
+    collect,
+    fetch,
+    get,
+    kill,
+    left_behind,
+    let_time_pass,
+    wait_until,
+)
+from test.proxy import Proxy, proxy
+
+SIZE = 11 << 20
+NAMES = ("acme/one:1.0", "acme/two:1.0")
+IMAGES = {name: faults.noise(name, SIZE) for name in NAMES}
+PATHS = ("/c1/rootfs/acme/one/1.0?compression=none", "/c1/squash/acme/two/1.0?compression=zstd")
+PLAIN, PACKED = PATHS
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return faults.right_bytes(tmp_path_factory.mktemp("right") / "place", IMAGES, PATHS)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    """A registry with the images; on PostgreSQL several hosts can share it."""
+    if request.param == "sqlite":
+        with filled(Site(tmp_path)) as site:
+            yield site
+        return
+    with database_uri("postgresql", tmp_path) as uri, filled(Site(tmp_path, uri)) as site:
+        yield site
+
+
+@contextlib.contextmanager
+def filled(site: Site) -> Iterator[Site]:
+    with contextlib.closing(site):
+        for name, image in IMAGES.items():
+            site.push(name, image)
+        yield site
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Site]:
+    """A registry on SQLite."""
+    with filled(Site(tmp_path)) as site:
+        yield site
+
+
+def clean(site: Site, *, gc: bool = False) -> None:
+    """Check that nothing is left behind, with `gc` after a time and a collection on each host."""
+    if gc:
+        let_time_pass(site)
+        for host in range(2):
+            collect(site, host)
+    assert left_behind(site) == []
+
+
+def whole(answers: Iterable[list[Got]]) -> bool:
+    """Tell whether every client has come to the image, by tries that were all right as far as they went."""
+    return all(tries[-1].whole and all(got.right for got in tries) for tries in answers)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_of_16_clients_at_once_one_has_the_image_written_and_all_get_it(
+    site: Site, right: dict[str, bytes], path: str
+) -> None:
+    site.orders.slow(0.02)
+    with site.served() as fleet:
+        urls = fleet.urls(path)
+        with Clients([partial(get, urls[at % len(urls)], right[path]) for at in range(16)]) as clients:
+            answers = clients.results()
+        assert all(got.status == 200 and got.whole and got.right for got in answers)
+        wait_until(lambda: site.orders.noted()["commit"])
+        assert site.orders.noted() == {"create": 1, "commit": 1}
+        assert all(get(url, right[path]).whole for url in urls)
+        assert site.orders.noted() == {"create": 1, "commit": 1}
+    (record,) = faults.records(site)
+    assert (record.size, record.attempts) == (len(right[path]), 1)
+    clean(site)
+
+
+def test_when_the_writer_is_killed_another_goes_on_and_all_get_the_image(site: Site, right: dict[str, bytes]) -> None:
+    path = PACKED if site.database is None else PLAIN
+    site.orders.slow(0.1)
+    with site.served() as fleet:
+        urls = fleet.urls(path)
+        with Clients([partial(fetch, urls[at % len(urls) :] + urls, right[path]) for at in range(16)]) as clients:
+            wait_until(lambda: fleet.made() > SIZE // 4)
+            (writer,) = fleet.makers()
+            host = fleet.host_of(writer)
+            kill(writer)
+            site.orders.slow(0)
+            answers = clients.results()
+        assert whole(answers)
+        # Who was answered by another server was not even interrupted.
+        assert all(len(tries) == 1 for at, tries in enumerate(answers) if at % 2 != host)
+        wait_until(lambda: faults.records(site)[0].state == "complete")
+        assert site.orders.noted()["commit"] == 1
+    clean(site, gc=True)
+
+
+def test_a_client_at_10_kb_a_second_slows_nobody_and_takes_no_memory(
+    alone: Site, right: dict[str, bytes], tmp_path: Path
+) -> None:
+    site = alone
+    with site.served() as fleet:
+        urls = fleet.urls(PLAIN)
+        for url in urls:
+            get(url + "&platform=none/none", b"")
+        before = {pid: faults.memory(pid) for pid in fleet.workers()}
+        slow = [
+            subprocess.Popen(
+                ["curl", "-s", "--limit-rate", "10k", "--max-time", "5", "-o", tmp_path / f"slow{at}", urls[0]]
+            )
+            for at in range(3)
+        ]
+        stalling = Clients([partial(get, urls[0], right[PLAIN], stall=4)])
+        began = time.monotonic()
+        with Clients([partial(get, urls[at % len(urls)], right[PLAIN]) for at in range(12)]) as clients:
+            assert all(got.whole and got.right for got in clients.results())
+        wait_until(lambda: site.orders.noted()["commit"])
+        assert time.monotonic() - began < 4
+        assert [process.wait() for process in slow] == [28] * 3  # curl's own time limit
+        for at in range(3):
+            part = (tmp_path / f"slow{at}").read_bytes()
+            assert part
+            assert right[PLAIN].startswith(part)
+        with stalling:
+            (got,) = stalling.results()
+            assert got.whole
+            assert got.right
+        assert max(faults.memory(pid) - size for pid, size in before.items()) < 64 << 20
+        assert site.orders.noted() == {"create": 1, "commit": 1}
+    clean(site)
+
+
+def test_what_clients_who_leave_at_once_began_is_kept(site: Site, right: dict[str, bytes]) -> None:
+    site.orders.slow(0.01)
+    with site.served() as fleet:
+        urls = fleet.urls(PACKED)
+        with Clients(
+            [
+                partial(get, urls[at % len(urls)], right[PACKED], leave_after=at % 3, reset=at % 4 > 1)
+                for at in range(16)
+            ]
+        ) as clients:
+            assert all(got.right and not got.whole for got in clients.results())
+        wait_until(lambda: site.orders.noted()["commit"])
+        assert site.orders.noted() == {"create": 1, "commit": 1}
+        assert get(urls[0], right[PACKED]).whole
+    clean(site)
+
+
+@pytest.mark.parametrize("step", ["create", "write", "commit", "late"])
+def test_a_storage_that_fails_costs_no_client_a_byte_and_keeps_nothing(
+    alone: Site, right: dict[str, bytes], step: str
+) -> None:
+    site = alone
+    site.orders.slow(0.01)
+    site.orders.give(step, 5)
+    with site.served() as fleet:
+        urls = fleet.urls(PLAIN)
+        with Clients([partial(get, urls[at % len(urls)], right[PLAIN]) for at in range(16)]) as clients:
+            assert all(got.whole and got.right for got in clients.results())
+        site.orders.slow(0)
+        wait_until(lambda: get(urls[0], right[PLAIN]).whole and faults.records(site)[0].state == "complete")
+        assert site.orders.noted()["commit"] == (2 if step == "late" else 1)
+    clean(site)
+
+
+def test_a_disk_that_takes_no_more_costs_no_client_a_byte(tmp_path: Path, right: dict[str, bytes]) -> None:
+    """No file may grow beyond a third of the image; that fails as a full disk does, in the middle of a write."""
+    with filled(Site(tmp_path)) as site, site.served() as fleet:
+        url = fleet.urls(PLAIN)[0]
+        for pid in fleet.workers():
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (SIZE // 3, resource.RLIM_INFINITY))
+        with Clients([partial(get, url, right[PLAIN]) for _ in range(8)]) as clients:
+            assert all(got.whole and got.right for got in clients.results())
+        wait_until(lambda: faults.records(site)[0].state == "failed")
+        assert "File too large" in str(faults.records(site)[0].reason)
+        for pid in fleet.workers():
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert get(url, right[PLAIN]).whole
+        wait_until(lambda: faults.records(site)[0].state == "complete")
+        clean(site)
+
+
+@contextlib.contextmanager
+def on_s3(folder: Path) -> Iterator[tuple[Site, Proxy]]:
+    """Give a registry in a bucket, behind a proxy."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys)  # type: ignore[call-overload]
+    bucket = f"registry-{uuid.uuid4().hex}"  # all servers in this process are one
+    client.create_bucket(Bucket=bucket)
+    client.close()
+    with proxy(f"http://{host}:{port}") as passing:
+        inner = {
+            "s3_bucket": bucket,
+            "s3_access_key": "key",
+            "s3_secret_key": "secret",
+            "s3_region": "us-east-1",
+            "endpoint_url": passing.url,
+            "minimum_chunk_size_mb": 5,
+        }
+        with filled(Site(folder, inner=["S3Storage", inner])) as site:
+            yield site, passing
+    server.stop()
+
+
+@pytest.mark.parametrize("refusal", ["refuse", "cut"])
+def test_an_s3_that_fails_on_a_part_costs_no_client_a_byte_and_keeps_nothing(
+    tmp_path: Path, right: dict[str, bytes], refusal: str
+) -> None:
+    with on_s3(tmp_path) as (site, passing), site.served() as fleet:
+        url = fleet.urls(PLAIN)[0]
+        passing.refuses = lambda method, target: refusal if method == "PUT" and "partNumber=2" in target else None
+        with Clients([partial(get, url, right[PLAIN]) for _ in range(16)]) as clients:
+            assert all(got.whole and got.right for got in clients.results())
+        wait_until(lambda: faults.records(site)[0].state == "failed")
+        passing.refuses = lambda _, __: None
+        clean(site)
+        assert get(url, right[PLAIN]).whole
+        wait_until(lambda: faults.records(site)[0].state == "complete")
+        clean(site)
+
+
+def test_an_upload_to_s3_whose_writer_is_killed_is_given_back(tmp_path: Path, right: dict[str, bytes]) -> None:
+    with on_s3(tmp_path) as (site, _), site.served() as fleet:
+        site.orders.slow(0.05)
+        url = fleet.urls(PLAIN)[0]
+        with Clients([partial(fetch, [url], right[PLAIN]) for _ in range(8)]) as clients:
+            wait_until(lambda: fleet.made() > SIZE * 2 // 3)
+            for maker in fleet.makers():
+                kill(maker)
+            site.orders.slow(0)
+            assert whole(clients.results())
+        wait_until(lambda: faults.records(site)[0].state == "complete")
+        assert site.services.storage.preferred.sweep(older_than=0) == 1
+        let_time_pass(site)
+        collect(site)
+        clean(site)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_database_that_is_restarted_in_the_middle_costs_no_client_a_byte(
+    tmp_path: Path, right: dict[str, bytes], mode: str
+) -> None:
+    with postgresql_server() as server, filled(Site(tmp_path, server.uri)) as site, site.served() as fleet:
+        site.orders.slow(0.05)
+        urls = fleet.urls(PLAIN)
+        with Clients([partial(fetch, urls[at % 2 :] + urls, right[PLAIN]) for at in range(16)]) as clients:
+            wait_until(lambda: fleet.made() > SIZE // 4)
+            server.stop(mode)
+            refused = [get(url, right[PLAIN]) for url in urls]
+            time.sleep(LEASE_SECONDS)
+            server.start()
+            answers = clients.results()
+        assert whole(answers)
+        # What had begun came to its end; only who came when there was no database was told to come again.
+        assert {got.status for tries in answers for got in tries if not got.whole} <= {503}
+        assert {got.status for got in refused} == {503}
+        wait_until(lambda: site.orders.noted()["commit"])
+        wait_until(lambda: faults.records(site)[0].state == "complete")
+        site.orders.slow(0)
+        assert all(get(url, right[PLAIN]).whole for url in urls)
+        assert site.orders.noted() == {"create": 1, "commit": 1}
+        clean(site)
+
+
+def test_a_writer_that_stands_still_loses_its_lease_and_drops_what_it_had(site: Site, right: dict[str, bytes]) -> None:
+    site.orders.slow(0.05)
+    with site.served() as fleet:
+        urls = fleet.urls(PLAIN)
+        with Clients([partial(fetch, urls[at % len(urls) :] + urls, right[PLAIN]) for at in range(8)]) as clients:
+            wait_until(lambda: fleet.made() > SIZE // 4)
+            (writer,) = fleet.makers()
+            os.kill(writer, signal.SIGSTOP)
+            site.orders.slow(0)
+            time.sleep(LEASE_SECONDS)
+            assert get(urls[0], right[PLAIN], timeout=2 * LEASE_SECONDS).right
+            wait_until(lambda: site.orders.noted()["commit"], what="nobody takes the lease over")
+            os.kill(writer, signal.SIGCONT)
+            answers = clients.results()
+        assert whole(answers)
+        wait_until(lambda: not fleet.makers())
+        assert [record.state for record in faults.records(site)] == ["complete"]
+    clean(site)
+
+
+def test_a_server_that_is_told_to_stop_ends_its_answers_and_leaves_nothing(
+    alone: Site, right: dict[str, bytes]
+) -> None:
+    site = alone
+    site.orders.slow(0.05)
+    with site.served() as fleet:
+        urls = fleet.urls(PLAIN)
+        with Clients([partial(get, urls[0], right[PLAIN]) for _ in range(4)]) as clients:
+            wait_until(lambda: fleet.made() > SIZE // 4)
+            assert fleet.stop(0) == 0
+            assert all(got.whole and got.right for got in clients.results())
+        fleet.start(0)
+        site.orders.slow(1)
+        get(fleet.urls(PACKED)[0], right[PACKED], leave_after=1)
+        wait_until(fleet.makers)
+        assert fleet.stop(0) == 0  # nobody reads of it: it is given up
+    assert [record.state for record in faults.records(site)] == ["complete"]
+    clean(site)
