@@ -14,7 +14,8 @@ from data.storage.base import OWN, BlobNotFound
 from data.storage.distributed import DistributedStorage, StorageReadOnly
 from util.compression import decompressed
 from util.digest import Digest, DigestMismatch, InvalidDigest, Readable, verified
-from util.layerindex import FORMAT_VERSION, LayerIndex, LayerLimits, UnreadableLayerIndex, read_layer_index
+from util.layerindex import FORMAT_VERSION, LayerIndex, LayerLimits, UnreadableLayerIndex
+from util.layerreader import read_layer_index
 from util.problem import Damaged, Malformed
 
 log = logging.getLogger(__name__)

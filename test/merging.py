@@ -8,7 +8,8 @@ from test import layers, model
 from test.layers import Dialect, Entry
 from util.compression import decompressed
 from util.digest import Digest
-from util.layerindex import LayerIndex, LayerLimits, read_layer_index
+from util.layerindex import LayerIndex, LayerLimits
+from util.layerreader import read_layer_index
 from util.streamlayerformat import LayerSource, StreamLayerMerger
 
 

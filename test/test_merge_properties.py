@@ -20,10 +20,11 @@ from test import layers, model
 from test.layers import Dialect
 from test.merging import index_of, merged, merger_of, source_of
 from test.strategies import Stack, archives, dialects, entries, examples, stacks
-from util import layerindex, tarheader
+from util import layerreader, tarheader
 from util.compression import decompressed
 from util.digest import Digest, DigestMismatch, Readable
-from util.layerindex import LayerIndex, read_layer_index
+from util.layerindex import LayerIndex
+from util.layerreader import read_layer_index
 from util.problem import Malformed, Problem
 from util.streamlayerformat import LayerSource, StreamLayerMerger
 
@@ -256,7 +257,7 @@ def test_common_headers_are_read_as_uncommon_ones_are(layer: list[layers.Entry],
     tar = layers.layer(*layer, dialect=dialect)
     pieces = [tar[at : at + size] for at in range(0, len(tar), size)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layerindex._Reader, "_common", lambda _: None)
+        patch.setattr(layerreader._Reader, "_common", lambda _: None)
         expected = outcome_of(pieces)
     assert outcome_of(pieces) == expected
 
@@ -278,7 +279,7 @@ def test_damaged_headers_are_found_on_either_way(
         if mended:
             tar[begin + 148 : begin + 156] = b"%06o\0 " % tarheader.checksum(bytes(tar[begin : begin + 512]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layerindex._Reader, "_common", lambda _: None)
+        patch.setattr(layerreader._Reader, "_common", lambda _: None)
         expected = outcome_of([bytes(tar)])
     assert outcome_of([bytes(tar)]) == expected
 

@@ -30,7 +30,8 @@ from test.layers import (
 from test.merging import index_of, merged
 from util.compression import decompressed
 from util.digest import Digest
-from util.layerindex import LayerIndex, LayerLimits, read_layer_index
+from util.layerindex import LayerIndex, LayerLimits
+from util.layerreader import read_layer_index
 from util.problem import Damaged, Malformed, Problem, TooLarge
 from util.streamlayerformat import LayerSource, StreamLayerMerger
 

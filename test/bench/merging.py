@@ -206,7 +206,8 @@ def take_steps(folder: Path) -> dict[str, float]:
     """Return the seconds of each step of a merge, in this process, without the start of Python and the look-ups."""
     from util.compression import decompressed
     from util.digest import Digest
-    from util.layerindex import LayerIndex, read_layer_index
+    from util.layerindex import LayerIndex
+    from util.layerreader import read_layer_index
     from util.streamlayerformat import LayerSource, StreamLayerMerger
 
     seconds: dict[str, float] = {}
