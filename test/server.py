@@ -6,8 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from test.place import Place
 
 @dataclass(frozen=True)
 class Running:
-    """A place and the server that serves it. `log` is what it writes to stderr."""
+    """A place and the server that serves it. `log` and `output` are what it writes to stderr and stdout."""
 
     place: Place
     url: str
-    process: "subprocess.Popen[str]"
-    log: Path = field(default=Path("/dev/null"))
+    process: "subprocess.Popen[bytes]"
+    log: Path
+    output: Path
 
     def workers(self) -> list[int]:
         """Return the processes that answer, as Linux knows them."""
@@ -41,19 +44,26 @@ def served(
     """Serve `place` on a free port, and end the server with SIGTERM; `more` is for its environment alone."""
     command = [sys.executable, "-c", program, "serve", "--port", "0", "--workers", str(workers)]
     environment = {**os.environ, **place.configuration, **(more or {})}
-    log = Path("/dev/null") if log is None else log
-    with (
-        log.open("ab") as stderr,
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
-    ):
-        assert process.stdout is not None
-        match = re.match(r"Listening on (http://127\.0\.0\.1:\d+)", process.stdout.readline())
-        assert match is not None, log.read_text() if log.is_file() else "the server does not start"
-        try:
-            yield Running(place, match[1], process, log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.stdout.read()
+    # Files: a server whose output nobody reads would stand still as soon as a pipe is full.
+    output = Path(tempfile.mkdtemp(dir=place.folder)) / "output"
+    log = output.with_name("log") if log is None else log
+    with log.open("ab") as stderr, output.open("wb") as stdout:
+        process = subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr)
+    try:
+        yield Running(place, _listening(process, output, log), process, log, output)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _listening(process: "subprocess.Popen[bytes]", output: Path, log: Path) -> str:
+    """Return the URL of a server once it has told it."""
+    while True:
+        match = re.match(r"Listening on (http://127\.0\.0\.1:\d+) .*\n", output.read_text())
+        if match is not None:
+            return match[1]
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.02)
 
 
 def curl(*arguments: str) -> "subprocess.CompletedProcess[bytes]":

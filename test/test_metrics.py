@@ -205,8 +205,8 @@ def test_the_lines_go_to_stdout_when_they_are_told_to(tmp_path: Path) -> None:
     with served(place, more={"VERBS_AUDIT_LOG": "-"}) as running:
         fetch(f"{running.url}/c1/rootfs/acme/absent/1.0", {"X-Request-ID": "here"})
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.stdout is not None
-        written = [json.loads(line) for line in running.process.stdout.read().splitlines() if line.startswith("{")]
+        running.process.wait()
+        written = [json.loads(line) for line in running.output.read_text().splitlines() if line.startswith("{")]
     assert [(line["request_id"], line["status"]) for line in written] == [("here", 403)]
 
 
