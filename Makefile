@@ -6,6 +6,8 @@ HOST ?= 127.0.0.1
 PORT ?= 8080
 # Arguments for pytest, e.g. make test PYTEST="-k whiteout"
 PYTEST ?=
+# How many files of tests run side by side; 0 runs them in this process.
+TESTERS ?= 4
 # Where the benchmark writes its figures.
 BENCH ?= bench.json
 # The first Python on this machine that is new enough; make PYTHON=… names another.
@@ -24,7 +26,7 @@ run: install ## serve on 127.0.0.1:8080 from SQLite and a folder; imports a demo
 	@$(BIN)/registry-verbs serve --host $(HOST) --port $(PORT)
 
 test: check ## the checks and the whole suite
-	$(BIN)/python -m pytest --cov=util --cov=formats --cov-branch --cov-fail-under=95 $(PYTEST)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --cov=util --cov=formats --cov-branch --cov-fail-under=95 $(PYTEST)
 
 check: $(VENV)/.tools ## linter, formatting, types, direction of imports
 	$(BIN)/ruff check $(SOURCES)

@@ -45,6 +45,7 @@ setup(
             "openapi-spec-validator>=0.7",  # the admin API's document, and every answer held against it
             "pytest>=8.0",
             "pytest-cov>=5.0",
+            "pytest-xdist>=3.5",  # test files side by side: many of them wait for servers
             "pytest-socket>=0.7",  # no test leaves the machine
             "ruff>=0.6",
             "types-pyyaml",
