@@ -57,6 +57,10 @@ class Orders:
                 return int(order.name.split("-")[1])
         return None
 
+    def waiting(self, step: str = "*") -> int:
+        """Return how many orders nobody has carried out yet."""
+        return sum(1 for _ in self.folder.glob(f"{step}-*-*"))
+
     def note(self, event: str, path: str) -> None:
         """Write down what a storage did. One write is one line, whoever writes beside."""
         descriptor = os.open(self.folder / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -106,7 +110,8 @@ class FaultyStorage(Storage):
         return self.inner.sweep(older_than=older_than, dry_run=dry_run)
 
     def local_path(self, path: str) -> str | None:
-        return self.inner.local_path(path)
+        # A server that sends the file by itself would never meet an order to fail at `open`.
+        return None if self._orders.waiting("open") else self.inner.local_path(path)
 
 
 class _FaultyWriter(BlobWriter):

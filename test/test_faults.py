@@ -35,6 +35,7 @@ from test.faults import (
     wait_until,
 )
 from test.proxy import Proxy, proxy
+from test.storm import Storm
 
 SIZE = 11 << 20
 NAMES = ("acme/one:1.0", "acme/two:1.0")
@@ -336,3 +337,33 @@ def test_a_server_that_is_told_to_stop_ends_its_answers_and_leaves_nothing(
         assert fleet.stop(0) == 0  # nobody reads of it: it is given up
     assert [record.state for record in faults.records(site)] == ["complete"]
     clean(site)
+
+
+def test_of_a_thousand_faults_at_random_nobody_gets_a_wrong_byte_and_nothing_is_left(tmp_path: Path) -> None:
+    """`FAULTS` in the environment is another number of them, `FAULTS_SEED` has others."""
+    count, seed = int(os.environ.get("FAULTS", "1000")), int(os.environ.get("FAULTS_SEED", "1"))
+    sizes = (300_000, 1 << 20, 3 << 20)
+    images = {f"acme/app{at}:1.0": faults.noise(f"app{at}", size) for at, size in enumerate(sizes)}
+    paths = [
+        f"/c1/{verb}/acme/app{at}/1.0?compression={compression}"
+        for at in range(3)
+        for verb, compression in (("rootfs", "none"), ("squash", "zstd"))
+    ]
+    right = faults.right_bytes(tmp_path / "right", images, paths)
+    with postgresql_server() as server, contextlib.closing(Site(tmp_path, server.uri)) as site:
+        for name, image in images.items():
+            site.push(name, image)
+        site.orders.slow(0.02)
+        with site.served() as fleet:
+            storm = Storm(site, fleet, server, right, count=count, seed=seed)
+            storm.rage(count * 0.4 + 60)
+            assert storm.total() == count
+            assert [got for got in storm.answers if not got.right] == []
+            assert {got.status for got in storm.answers} <= {0, 200, 206, 503}  # 0: the connection broke before a word
+            # When it is over all is as if nothing had been.
+            for path in paths:
+                for url in fleet.urls(path):
+                    assert whole([fetch([url], right[path], seconds=20)])
+            wait_until(lambda: {record.state for record in faults.records(site)} == {"complete"})
+            assert len(faults.records(site)) == len(paths)
+        clean(site, gc=True)
