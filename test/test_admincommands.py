@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,12 @@ def test_prime_names_each_that_could_not_be_made_and_makes_the_others(place: Pla
     assert len(place.derived()) == 1
 
 
-def test_prime_shows_how_far_it_is_on_a_terminal(place: Place, tmp_path: Path) -> None:
-    place.push("acme/large:v1", LARGE)
-    held = Held(tmp_path / "held")
+@contextlib.contextmanager
+def on_a_terminal(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[tuple["subprocess.Popen[bytes]", bytearray]]:
+    """Run `command` with a terminal for its messages, and give what it has shown there so far."""
     controller, terminal = pty.openpty()
-    command = [*PROGRAM, "prime", "acme/large:v1", "--verb", "rootfs"]
     shown = bytearray()
 
     def read() -> None:
@@ -115,22 +116,25 @@ def test_prime_shows_how_far_it_is_on_a_terminal(place: Place, tmp_path: Path) -
                 shown.extend(chunk)
 
     reader = threading.Thread(target=read)
-    with subprocess.Popen(
-        command,
-        env=environment(place, TERM="xterm", VERBS_LEASE_SECONDS="2", **held.environment),
-        stderr=terminal,
-        stdout=subprocess.DEVNULL,
-    ) as running:
+    with subprocess.Popen(command, env=environment, stderr=terminal, stdout=subprocess.DEVNULL) as running:
         os.close(terminal)
         reader.start()
-        held.wait()
-        eventually(lambda: b"rootfs of acme/large:v1" in shown)
-        held.go_on()
+        yield running, shown
     reader.join()
     os.close(controller)
+
+
+def test_prime_shows_how_far_it_is_on_a_terminal(place: Place, tmp_path: Path) -> None:
+    place.push("acme/large:v1", LARGE)
+    held = Held(tmp_path / "held")
+    command = [*PROGRAM, "prime", "acme/large:v1", "--verb", "rootfs"]
+    terminal = environment(place, TERM="xterm", VERBS_LEASE_SECONDS="2", **held.environment)
+    with on_a_terminal(command, terminal) as (running, shown):
+        held.wait()
+        eventually(lambda: b"rootfs of acme/large:v1" in shown and b"MiB" in shown)
+        held.go_on()
     assert running.returncode == 0
     assert b"derived images" in shown
-    assert b"MiB" in shown
 
 
 def test_prime_that_is_told_to_end_leaves_the_rest_for_others(place: Place, tmp_path: Path) -> None:
@@ -156,8 +160,9 @@ def test_prime_waits_for_what_somebody_else_makes(place: Place, tmp_path: Path) 
     command = [*PROGRAM, "prime", "acme/large:v1", "--verb", "rootfs"]
     with subprocess.Popen(command, env=environment(place, **held.environment)) as first:
         held.wait()
-        with subprocess.Popen(command, env=environment(place)) as second:
-            time.sleep(2)
+        with on_a_terminal(command, environment(place, TERM="xterm")) as (second, shown):
+            eventually(lambda: b"rootfs of acme/large:v1" in shown)
+            time.sleep(1)
             assert second.poll() is None
             held.go_on()
     assert (first.returncode, second.returncode) == (0, 0)
