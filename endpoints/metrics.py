@@ -131,7 +131,14 @@ def answered(
             getattr(metrics, _CACHE[how]).labels(verb).inc()
 
 
-_CACHE = {"stored": "hits", "redirected": "hits", "range": "hits", "made": "misses", "streamed": "misses", "followed": "followers"}
+_CACHE = {
+    "stored": "hits",
+    "redirected": "hits",
+    "range": "hits",
+    "made": "misses",
+    "streamed": "misses",
+    "followed": "followers",
+}
 
 
 def making_began(*, takeover: bool = False) -> None:
