@@ -7,10 +7,11 @@ none is set, as under a host with one process, the metrics are in the client's o
 """
 
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from flask import Blueprint, Response, current_app
@@ -30,6 +31,7 @@ GAUGES = "registry_verbs_metrics_gauges"
 
 _Look = Callable[[], dict[str, float]]
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_GAUGES = re.compile(r"gauge_live[a-z]*_(?P<pid>[0-9]+)\.db")
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _LONG_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -201,7 +203,8 @@ def _registry(gauges: dict[str, tuple[str, str, _Look]]) -> "CollectorRegistry":
     _of_process()
     registry = CollectorRegistry()
     try:
-        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call] # it has no types
+        shared = multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call] # it has no types
+        _bury(shared._path)  # noqa: SLF001 only prometheus_client looks in the environment, and keeps it there
     except ValueError:  # no folder is shared: this process is all there is
         registry.register(REGISTRY)
     registry.register(_Looked(gauges))
@@ -217,7 +220,26 @@ def process_ended(pid: int, folder: str) -> None:
     """Take the gauges of the process `pid` out of the sums in `folder`; its counters stay."""
     from prometheus_client import multiprocess
 
-    multiprocess.mark_process_dead(pid, path=folder)  # type: ignore[no-untyped-call] # it has no types
+    with suppress(FileNotFoundError):  # somebody else was faster
+        multiprocess.mark_process_dead(pid, path=folder)  # type: ignore[no-untyped-call] # it has no types
+
+
+def _bury(folder: str) -> None:
+    """Take the gauges of processes out that ended without a word: children of a worker that was killed."""
+    for name in os.listdir(folder):
+        match = _GAUGES.fullmatch(name)
+        if match is not None and not _runs(int(match["pid"])):
+            process_ended(int(match["pid"]), folder)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @blueprint.get("/metrics")

@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -382,4 +383,7 @@ def test_of_a_thousand_faults_at_random_nobody_gets_a_wrong_byte_and_nothing_is_
                     assert whole([fetch([url], right[path], seconds=20)])
             wait_until(lambda: {record.state for record in faults.records(site)} == {"complete"})
             assert len(faults.records(site)) == len(paths)
+            for url in fleet.urls("/metrics"):
+                with urllib.request.urlopen(url) as answer:
+                    assert b"registry_verbs_makings_running 0.0\n" in answer.read()
         clean(site, gc=True)

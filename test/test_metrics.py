@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ def test_counters_of_a_killed_worker_stay_and_its_gauges_vanish(running: Running
     assert len(lines(running, at_least=60)) == 60
     before = scrape(running)
     assert before["makings_running"] == 0
-    folder = Path(re.findall(r"PROMETHEUS_MULTIPROC_DIR=([^\0]+)", environment(running))[0])
+    folder = shared_folder(running)
     counted = {int(re.findall(r"_(\d+)\.db", path.name)[0]) for path in folder.glob("gauge_livesum_*.db")}
     victim = (counted & set(running.workers())).pop()
     os.kill(victim, signal.SIGKILL)
@@ -117,11 +118,14 @@ def test_counters_of_a_killed_worker_stay_and_its_gauges_vanish(running: Running
     assert scrape(running)[name] == before[name] == 60
 
 
-def environment(running: Running) -> str:
-    """Return what a worker has been given to import with: gunicorn sets it in the server as well."""
-    maps = Path(f"/proc/{running.workers()[0]}/maps").read_text()
-    folder = re.findall(r"(\S+registry-verbs-metrics-\w+)/", maps)
-    return "".join(f"PROMETHEUS_MULTIPROC_DIR={name}\0" for name in folder)
+def shared_folder(running: Running) -> Path:
+    """Return where the processes count: a worker that has counted has a file of it mapped."""
+    while True:
+        scrape(running)
+        for pid in running.workers():
+            found = re.search(r"(\S+registry-verbs-metrics-\w+)/", Path(f"/proc/{pid}/maps").read_text())
+            if found is not None:
+                return Path(found[1])
 
 
 def wait_for(condition: Any) -> None:
@@ -132,13 +136,7 @@ def wait_for(condition: Any) -> None:
 
 
 def test_the_folder_of_metrics_is_gone_with_its_server(running: Running) -> None:
-    scrape(running)
-    folder = None
-    for _ in range(20):
-        scrape(running)
-        found = environment(running).partition("=")[2].partition("\0")[0]
-        folder = Path(found) if found else folder
-    assert folder is not None
+    folder = shared_folder(running)
     assert folder.is_dir()
     running.process.send_signal(signal.SIGTERM)
     running.process.wait(30)
@@ -355,3 +353,16 @@ def test_jobs_are_told_by_state(tmp_path: Path) -> None:
     place = Place(tmp_path)
     text = place.app().test_client().get("/metrics").get_data(as_text=True)
     assert 'registry_verbs_jobs{state="queued"} 0.0' in text
+
+
+def test_gauges_of_a_process_that_nobody_waited_for_vanish_too(running: Running) -> None:
+    """A child of a worker that was killed with it: here its file is all there is of it."""
+    folder = shared_folder(running)
+    (source,) = list(folder.glob("gauge_livesum_*.db"))[:1]
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = folder / f"gauge_livesum_{gone.pid}.db"
+    left.write_bytes(source.read_bytes())
+    assert scrape(running)["makings_running"] == 0
+    assert not left.exists()
+    assert source.exists()
