@@ -366,3 +366,44 @@ def test_gauges_of_a_process_that_nobody_waited_for_vanish_too(running: Running)
     assert scrape(running)["makings_running"] == 0
     assert not left.exists()
     assert source.exists()
+
+
+def test_the_way_an_answer_came_about_is_told(running: Running) -> None:
+    url = f"{running.url}/c1/rootfs/acme/large/1.0"
+    body = curl("-f", "-H", "X-Request-ID: 1", f"{url}?compression=none").stdout
+    etag = re.search(
+        r'ETag: ("\w+")', curl("-f", "--head", "-H", "X-Request-ID: 2", url).stdout.decode(), re.IGNORECASE
+    )
+    assert etag is not None
+    wait_for(lambda: b"epr-" in curl("-f", "--head", "-H", "X-Request-ID: 2", url).stdout)  # Repr-Digest: it is stored
+    assert curl("-f", "-H", "X-Request-ID: 3", url).stdout == body
+    assert curl("-f", "-r", "5-104", "-H", "X-Request-ID: 4", url).stdout == body[5:105]
+    curl("-f", "-H", f"If-None-Match: {etag[1]}", "-H", "X-Request-ID: 5", url)
+    curl("-f", "-r", "5-104", "-H", "X-Request-ID: 6", f"{running.url}/c1/squash/acme/large/1.0?compression=none")
+    split = urlsplit(url)
+    connection = http.client.HTTPConnection(split.netloc, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("GET", split.path, headers={"X-Request-ID": "7"})
+        connection.getresponse().read(1000)
+    wait_for(lambda: '"7"' in (running.place.folder / "audit.jsonl").read_text())
+    written = {line["request_id"]: line for line in lines(running, at_least=7)}
+    told = {name: (line["method"], line["how"], line["status"], line["bytes"]) for name, line in written.items()}
+    left = told.pop("7")
+    assert told == {
+        "1": ("GET", "made", 200, len(body)),
+        "2": ("HEAD", None, 200, 0),
+        "3": ("GET", "stored", 200, len(body)),
+        "4": ("GET", "range", 206, 100),
+        "5": ("GET", "not_modified", 304, 0),
+        "6": ("GET", "planned", 206, 100),
+    }
+    assert left[1:3] == ("stored", 200)
+    assert 1000 <= left[3] < len(body)
+    assert {name: line["complete"] for name, line in written.items()} == {**dict.fromkeys("123456", True), "7": False}
+    assert {line["platform"] for line in written.values()} == {"linux/amd64"}
+    samples = scrape(running)
+    assert samples['cache_hits_total{verb="rootfs"}'] == 3
+    assert samples['cache_misses_total{verb="rootfs"}'] == 1
+    assert samples['generated_bytes_total{verb="rootfs"}'] == len(body)
+    assert samples['generation_seconds_count{verb="rootfs"}'] == 1
+    assert samples['first_byte_seconds_count{how="stored",verb="rootfs"}'] == 2
