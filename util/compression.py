@@ -40,6 +40,7 @@ _MAX_GZIP_HEADER = 1 << 20
 _GZIP_LEVEL = 1
 _GZIP_BLOCK = 1 << 20
 _ZSTD_LEVEL = 3
+_ZSTD_JOB = 2 << 20  # left to itself it takes eight, of which several wait
 _WINDOW = 32 << 10
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -87,7 +88,7 @@ def compression_revision(compression: Compression) -> str:
             # isal finds matches by another hash on another kind of processor.
             return f"isal {version('isal')} {os.uname().machine} level {_GZIP_LEVEL} block {_GZIP_BLOCK}"
         case Compression.ZSTD:
-            return f"zstd {zstd.zstd_version} level {_ZSTD_LEVEL}"
+            return f"zstd {zstd.zstd_version} level {_ZSTD_LEVEL} job {_ZSTD_JOB}"
         case Compression.NONE:
             return ""
 
@@ -270,7 +271,12 @@ def _zstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
     parameter = zstd.CompressionParameter
     deflater = zstd.ZstdCompressor(
         # One worker: compression runs beside the caller, and cuts its jobs by position, not by call.
-        options={parameter.compression_level: _ZSTD_LEVEL, parameter.nb_workers: 1, parameter.checksum_flag: 1}
+        options={
+            parameter.compression_level: _ZSTD_LEVEL,
+            parameter.nb_workers: 1,
+            parameter.job_size: _ZSTD_JOB,
+            parameter.checksum_flag: 1,
+        }
     )
     put: Callable[[bytes], bytes] = deflater.compress
     for block in in_blocks(chunks, _GZIP_BLOCK):
