@@ -42,9 +42,11 @@ from test.place import Place
 from test.server import Running, served
 
 LEASE_SECONDS = 2
-"""How long a maker need not be heard of, in the servers here: half a minute is too long for a test."""
+"""How long a maker need not be heard of, where a test waits for that: half a minute would be too long."""
 
-_MORE = {"VERBS_MAX_MAKINGS": "32", "VERBS_LEASE_SECONDS": str(LEASE_SECONDS)}
+SHORT_LEASES = {"VERBS_LEASE_SECONDS": str(LEASE_SECONDS)}
+
+_MORE = {"VERBS_MAX_MAKINGS": "32"}
 _PIECE = 64 << 10
 
 
@@ -207,7 +209,7 @@ class Fleet:
         return max(sizes)
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 30, *, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 60, *, what: str = "") -> Any:
     """Return what `condition` returns once that is true. Fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (outcome := condition()):

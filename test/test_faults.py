@@ -12,7 +12,7 @@ import subprocess
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from test import faults
 from test.databases import database_uri, postgresql_server
 from test.faults import (
     LEASE_SECONDS,
+    SHORT_LEASES,
     Clients,
     Got,
     Site,
@@ -52,12 +53,25 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    """A registry with the images; on PostgreSQL several hosts can share it."""
-    if request.param == "sqlite":
-        with filled(Site(tmp_path)) as site:
+    """A registry with the images, on two servers: of one machine with SQLite, of two with PostgreSQL."""
+    with on(request.param, tmp_path, {}) as site:
+        yield site
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def hasty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    """One whose leases run out soon."""
+    with on(request.param, tmp_path, SHORT_LEASES) as site:
+        yield site
+
+
+@contextlib.contextmanager
+def on(kind: str, folder: Path, more: Mapping[str, str]) -> Iterator[Site]:
+    if kind == "sqlite":
+        with filled(Site(folder, more=more)) as site:
             yield site
         return
-    with database_uri("postgresql", tmp_path) as uri, filled(Site(tmp_path, uri)) as site:
+    with database_uri(kind, folder) as uri, filled(Site(folder, uri, more=more)) as site:
         yield site
 
 
@@ -109,9 +123,10 @@ def test_of_16_clients_at_once_one_has_the_image_written_and_all_get_it(
     clean(site)
 
 
-def test_when_the_writer_is_killed_another_goes_on_and_all_get_the_image(site: Site, right: dict[str, bytes]) -> None:
+def test_when_the_writer_is_killed_another_goes_on_and_all_get_the_image(hasty: Site, right: dict[str, bytes]) -> None:
+    site = hasty
     path = PACKED if site.database is None else PLAIN
-    site.orders.slow(0.1)
+    site.orders.slow(1 if path == PACKED else 0.1)  # it comes in a few large pieces, or in many
     with site.served() as fleet:
         urls = fleet.urls(path)
         with Clients([partial(fetch, urls[at % len(urls) :] + urls, right[path]) for at in range(16)]) as clients:
@@ -124,8 +139,7 @@ def test_when_the_writer_is_killed_another_goes_on_and_all_get_the_image(site: S
         assert whole(answers)
         # Who was answered by another server was not even interrupted.
         assert all(len(tries) == 1 for at, tries in enumerate(answers) if at % 2 != host)
-        wait_until(lambda: faults.records(site)[0].state == "complete")
-        assert site.orders.noted()["commit"] == 1
+        wait_until(lambda: get(urls[0], right[path]).whole and faults.records(site)[0].state == "complete")
     clean(site, gc=True)
 
 
@@ -139,18 +153,17 @@ def test_a_client_at_10_kb_a_second_slows_nobody_and_takes_no_memory(
             get(url + "&platform=none/none", b"")
         before = {pid: faults.memory(pid) for pid in fleet.workers()}
         slow = [
-            subprocess.Popen(
-                ["curl", "-s", "--limit-rate", "10k", "--max-time", "5", "-o", tmp_path / f"slow{at}", urls[0]]
-            )
+            subprocess.Popen(["curl", "-s", "--limit-rate", "10k", "-o", tmp_path / f"slow{at}", urls[0]])
             for at in range(3)
         ]
         stalling = Clients([partial(get, urls[0], right[PLAIN], stall=4)])
-        began = time.monotonic()
         with Clients([partial(get, urls[at % len(urls)], right[PLAIN]) for at in range(12)]) as clients:
             assert all(got.whole and got.right for got in clients.results())
         wait_until(lambda: site.orders.noted()["commit"])
-        assert time.monotonic() - began < 4
-        assert [process.wait() for process in slow] == [28] * 3  # curl's own time limit
+        assert [process.poll() for process in slow] == [None] * 3  # by far not done yet
+        for process in slow:
+            process.kill()
+            process.wait()
         for at in range(3):
             part = (tmp_path / f"slow{at}").read_bytes()
             assert part
@@ -235,7 +248,7 @@ def on_s3(folder: Path) -> Iterator[tuple[Site, Proxy]]:
             "endpoint_url": passing.url,
             "minimum_chunk_size_mb": 5,
         }
-        with filled(Site(folder, inner=["S3Storage", inner])) as site:
+        with filled(Site(folder, inner=["S3Storage", inner], more=SHORT_LEASES)) as site:
             yield site, passing
     server.stop()
 
@@ -278,7 +291,11 @@ def test_an_upload_to_s3_whose_writer_is_killed_is_given_back(tmp_path: Path, ri
 def test_a_database_that_is_restarted_in_the_middle_costs_no_client_a_byte(
     tmp_path: Path, right: dict[str, bytes], mode: str
 ) -> None:
-    with postgresql_server() as server, filled(Site(tmp_path, server.uri)) as site, site.served() as fleet:
+    with (
+        postgresql_server() as server,
+        filled(Site(tmp_path, server.uri, more=SHORT_LEASES)) as site,
+        site.served() as fleet,
+    ):
         site.orders.slow(0.05)
         urls = fleet.urls(PLAIN)
         with Clients([partial(fetch, urls[at % 2 :] + urls, right[PLAIN]) for at in range(16)]) as clients:
@@ -300,7 +317,8 @@ def test_a_database_that_is_restarted_in_the_middle_costs_no_client_a_byte(
         clean(site)
 
 
-def test_a_writer_that_stands_still_loses_its_lease_and_drops_what_it_had(site: Site, right: dict[str, bytes]) -> None:
+def test_a_writer_that_stands_still_loses_its_lease_and_drops_what_it_had(hasty: Site, right: dict[str, bytes]) -> None:
+    site = hasty
     site.orders.slow(0.05)
     with site.served() as fleet:
         urls = fleet.urls(PLAIN)
@@ -367,7 +385,7 @@ def test_of_a_thousand_faults_at_random_nobody_gets_a_wrong_byte_and_nothing_is_
         for verb, compression in (("rootfs", "none"), ("squash", "zstd"))
     ]
     right = faults.right_bytes(tmp_path / "right", images, paths)
-    with postgresql_server() as server, contextlib.closing(Site(tmp_path, server.uri)) as site:
+    with postgresql_server() as server, contextlib.closing(Site(tmp_path, server.uri, more=SHORT_LEASES)) as site:
         for name, image in images.items():
             site.push(name, image)
         site.orders.slow(0.02)
