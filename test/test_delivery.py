@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,9 +20,10 @@ from moto.server import ThreadedMotoServer
 from werkzeug.http import http_date, parse_date
 from werkzeug.test import TestResponse
 
-from endpoints.derive import DerivedImage
+from endpoints.derive import DerivedImage, Deriver
 from endpoints.making import Busy, Live, Makings, Serving, Stored
 from endpoints.settings import InvalidSetting, Settings
+from endpoints.streams import Chunks, Stream
 from endpoints.wire import ConnectionCut
 from test.images import Image, Layer
 from test.layers import file
@@ -279,9 +281,23 @@ def test_a_range_beyond_the_end_of_what_is_not_made_is_refused(place: Place, cli
     assert place.derived() == []
 
 
-def test_what_is_compressed_and_not_made_has_no_parts(client: FlaskClient) -> None:
+def test_what_is_compressed_and_not_made_has_no_parts(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, generate = threading.Event(), Deriver.generate
+
+    def held(deriver: Deriver, image: DerivedImage) -> Stream:
+        stream = generate(deriver, image)
+
+        def chunks() -> Chunks:
+            for chunk in stream.chunks:
+                yield chunk
+                assert answered.wait(60)
+
+        return Stream(chunks(), stream.size)
+
+    monkeypatch.setattr(Deriver, "generate", held)
     answer = client.get(GZIP, headers={"Range": "bytes=10-19"})
     assert (answer.status_code, "Accept-Ranges" in answer.headers) == (200, False)
+    answered.set()
     whole = answer.data
     assert client.get(GZIP, headers={"Range": "bytes=10-19"}).data == whole[10:20]
 

@@ -110,6 +110,7 @@ Others = Callable[..., Here]
 def others(place: Place) -> Iterator[Others]:
     """Return what gives the same place as another process has it, with further settings."""
     given: list[Here] = []
+    before = set(threading.enumerate())
 
     def other(**settings: Any) -> Here:
         given.append(Here(Place(place.folder, {**place.more, **settings})))
@@ -119,7 +120,8 @@ def others(place: Place) -> Iterator[Others]:
     for here in given:
         here.makings.close()
         assert here.makings._busy == 0
-    assert [thread for thread in threading.enumerate() if thread.name.startswith("making")] == []
+    after = set(threading.enumerate()) - before
+    assert [thread for thread in after if thread.name.startswith("making")] == []
 
 
 @pytest.fixture
