@@ -313,16 +313,20 @@ def test_there_is_nothing_to_sweep_where_nothing_was_made(tmp_path: Path) -> Non
 def test_a_forked_process_does_not_keep_its_parent_s_makings_alive(tmp_path: Path) -> None:
     made = Spool(folder(tmp_path), TOKEN)
     reading, writing = os.pipe()
+    told, telling = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(writing)
+        os.write(telling, b"!")  # what is done in a new process has been done
         os.read(reading, 1)
         os._exit(0)
     try:
         os.close(reading)
+        os.read(told, 1)
         made.forget()  # what the kernel does when the parent is killed
         assert spool.dead(folder(tmp_path), TOKEN)
     finally:
-        os.close(writing)
+        for descriptor in (writing, told, telling):
+            os.close(descriptor)
         os.waitpid(child, 0)
     assert spool.bury(folder(tmp_path), TOKEN)
