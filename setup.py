@@ -8,7 +8,16 @@ setup(
     description="Hands out a registry tag as an App Container Image, one squashed archive or a root file system",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["data", "data.migrations", "data.migrations.versions", "data.storage", "endpoints", "formats", "util"],
+    packages=[
+        "data",
+        "data.migrations",
+        "data.migrations.versions",
+        "data.storage",
+        "endpoints",
+        "endpoints.v2",
+        "formats",
+        "util",
+    ],
     py_modules=["app"],
     install_requires=[
         "flask>=3.0",  # the ways in by HTTP, and the extension that a host application mounts
@@ -23,6 +32,10 @@ setup(
         "gunicorn>=22.0",  # `registry-verbs serve`
         "pyyaml>=6.0",  # Quay's config.yaml
         "rich>=13.0",  # progress on a terminal
+        "bcrypt>=4.0",  # passwords as Quay keeps them
+        "cryptography>=42.0",  # robots' tokens as Quay keeps them: AES-CCM
+        "pyjwt>=2.8",  # the tokens that /v2/auth signs
+        "blake3>=1.0",  # the third digest algorithm that the image-spec registers; hashlib has the other two
         "prometheus-client>=0.20",  # /metrics, summed over gunicorn's processes
     ],
     extras_require={
@@ -56,8 +69,14 @@ setup(
         "console_scripts": ["registry-verbs = app:main"],
         "registry_verbs.formats": [
             "aci = formats.aci:ACIImage",
+            "bundle = formats.bundle:RuntimeBundle",
+            "incus = formats.incus:IncusImage",
+            "ext4 = formats.ext4:Ext4Disk",
+            "squashfs = formats.squashfs:Squashfs",
             "squash = formats.squashed:SquashedDockerImage",
+            "oci = formats.ociarchive:OciArchive",
             "rootfs = formats.rootfs:RootfsTar",
+            "wsl = formats.wsl:WslDistribution",
         ],
     },
 )
