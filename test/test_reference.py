@@ -149,9 +149,9 @@ def debian() -> list[Entry]:
             for name in (b"usr/lib64", b"usr/share", b"usr/share/doc", b"var")
         ),
         directory(b"./tmp/", mode=0o1777, mtime_ns=TIME),
-        directory(b"./root/", mode=0o700, mtime_ns=TIME),
+        directory(b"./srv/", mode=0o700, mtime_ns=TIME),
         directory(b"./var/mail/", mode=0o2775, gid=8, mtime_ns=TIME),
-        file(b"./etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n", mtime_ns=TIME),
+        file(b"./etc/passwd", b"root:x:0:0:root:/srv:/bin/sh\n", mtime_ns=TIME),
         file(b"./etc/shadow", b"root:*:1::::::\n", mode=0o640, gid=42, mtime_ns=TIME),
         file(b"./usr/bin/perl", b"#!perl" * 300, mode=0o755, mtime_ns=TIME),
         hardlink(b"./usr/bin/perl5.36.0", b"./usr/bin/perl"),

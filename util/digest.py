@@ -9,14 +9,14 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from util.problem import Damaged, Malformed
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
+_HEX_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128, "blake3": 64}
+ALGORITHMS = tuple(_HEX_LENGTH)
+"""The algorithms that are supported, by the names that digests have them by."""
 
-_HEX_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128}
 _DIGEST = re.compile(r"([a-z0-9]+(?:[+._-][a-z0-9]+)*):([0-9a-f]+)")
 
 
@@ -32,6 +32,16 @@ class DigestMismatch(Damaged):
     code = "DIGEST_MISMATCH"
 
 
+class Hasher(Protocol):
+    """A hash that is being worked out."""
+
+    def update(self, data: bytes, /) -> object:
+        """Take in `data`, after all that came before."""
+
+    def hexdigest(self) -> str:
+        """Return the hash of all bytes so far, in lower-case hexadecimal."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Digest:
     """An algorithm and a lower-case hexadecimal hash, e.g. `sha256:e3b0…`."""
@@ -44,21 +54,34 @@ class Digest:
         """Return the digest that `text` writes. Raises InvalidDigest, also for an algorithm that is not supported."""
         match = _DIGEST.fullmatch(text)
         if match is None or _HEX_LENGTH.get(match[1]) != len(match[2]):
-            supported = ", ".join(_HEX_LENGTH)
+            supported = ", ".join(ALGORITHMS)
             raise InvalidDigest(f"{text!r} is not a digest (supported: {supported}, in lower-case hexadecimal)")
         return cls(match[1], match[2])
 
     @classmethod
     def of(cls, content: bytes, algorithm: str = "sha256") -> "Digest":
-        """Return the digest of `content`."""
-        return cls(algorithm, hashlib.new(algorithm, content).hexdigest())
+        """Return the digest of `content`. Raises InvalidDigest for an algorithm that is not supported."""
+        fresh = hasher(algorithm)
+        fresh.update(content)
+        return cls(algorithm, fresh.hexdigest())
 
-    def hasher(self) -> "_Hash":
+    def hasher(self) -> Hasher:
         """Return a fresh hash of this digest's algorithm."""
-        return hashlib.new(self.algorithm)
+        return hasher(self.algorithm)
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"
+
+
+def hasher(algorithm: str) -> Hasher:
+    """Return a fresh hash. Raises InvalidDigest for an algorithm that is not supported."""
+    if algorithm not in _HEX_LENGTH:
+        raise InvalidDigest(f"{algorithm!r} is no supported algorithm of digests; there are: {', '.join(ALGORITHMS)}")
+    if algorithm == "blake3":
+        from blake3 import blake3  # what most never ask for is imported by who does
+
+        return blake3()
+    return hashlib.new(algorithm)
 
 
 class Readable(Protocol):

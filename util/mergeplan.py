@@ -327,6 +327,15 @@ class MergePlan:
                 size += end - index.starts[step.first]
         return size, end
 
+    def index(self, layer: int) -> LayerIndex:
+        """Return the index of the layer."""
+        return self._tree.indexes[layer]
+
+    def located(self, slot: int) -> tuple[LayerIndex, int]:
+        """Return the index that has the entry with the number `slot` in the whole stack, and its number there."""
+        layer = self._tree.layer_of(slot)
+        return self._tree.indexes[layer], slot - self._tree.bases[layer]
+
     def entry_of(self, path: bytes) -> tuple[int, int] | None:
         """Return the layer and the entry whose payload the name `path` has; symlinks are not followed."""
         slot = self._tree.made.get(path)
@@ -335,6 +344,16 @@ class MergePlan:
         slot = self._tree.inodes.get(slot, slot)
         layer = self._tree.layer_of(slot)
         return layer, slot - self._tree.bases[layer]
+
+    def folder(self, path: bytes) -> tuple[int, int, int] | None:
+        """Return mode, owner and group of the directory that `path` leads to; symlinks are followed inside the root."""
+        slot = self._tree.folder(path)
+        if slot is None:
+            return None
+        if slot < 0:
+            return 0o755, 0, 0
+        index, entry = self.located(slot)
+        return index.modes[entry], index.uids[entry], index.gids[entry]
 
 
 _KINDS = [bytes((kind,)) for kind in range(256)]
@@ -369,10 +388,14 @@ def plan_merge(
     layers: Sequence[str],
     path_prefix: bytes = b"",
     limits: LayerLimits | None = None,
+    completed: bool = False,
+    tree: MergeTree | None = None,
 ) -> MergePlan:
     """Return the plan of the stack `indexes`, base first; `layers` is how errors call them.
 
     With a `path_prefix` that ends with a slash, each name and hard link target gets it, and its directory comes first.
+    `completed` says that the last layer only has what the others lack; what it deletes goes all the same.
+    `tree` is one of the same stack, to which nothing is applied yet, for who wants to see how it comes about.
     Raises DanglingHardLink, ParentNotDirectory, SymlinkLoop, MalformedLayer, LayerTooLarge.
     """
     limits = limits or LayerLimits()
@@ -381,9 +404,12 @@ def plan_merge(
         raise LayerTooLarge(
             f"the image has {entries} entries; at most {limits.max_entries} are allowed (VERBS_MAX_ENTRIES)"
         )
-    tree = MergeTree(indexes, layers)
-    for layer in range(len(indexes)):
+    tree = tree or MergeTree(indexes, layers)
+    own = len(indexes) - completed
+    for layer in range(own):
         tree.apply(layer)
+    if completed:
+        tree.complete(own)
     plan = MergePlan(tree, path_prefix)
     if plan.size > limits.max_size:
         raise LayerTooLarge(f"the image has {plan.size} bytes; at most {limits.max_size} are allowed (VERBS_MAX_SIZE)")

@@ -64,6 +64,14 @@ class MergeTree:
             for entry, name in enumerate(index.names):
                 self._put(name, base + entry, index, entry, layer)
 
+    def complete(self, layer: int) -> None:
+        """Apply a layer, and of its entries those alone whose names nothing has so far."""
+        index, base = self.indexes[layer], self.bases[layer]
+        self._delete(index, layer)
+        for entry, name in enumerate(index.names):
+            if self._real(name, layer, name) not in self.made:
+                self._put(name, base + entry, index, entry, layer)
+
     def _apply_columns(self, index: LayerIndex, layer: int) -> bool:
         """Apply the layer at once where that is the same as entry by entry; otherwise do nothing and return False."""
         if not index.tidy:
@@ -226,6 +234,15 @@ class MergeTree:
             self._other_names = {name for name, kind in zip(index.names, index.kinds, strict=True) if kind != SYMLINK}
         return self._other_names
 
+    def folder(self, path: bytes) -> int | None:
+        """Return whose metadata the directory has that `path` leads to: -1 for an implied one, None where none is."""
+        try:
+            real = self._walk(path, len(self.layers) - 1, path) or b""
+        except MalformedLayer:
+            return None
+        there = self.made.get(real) if real else -1 if self.root is None else self.root
+        return self.metadata.get(real, max(there, -1)) if there is not None and self.is_directory(there) else None
+
     def link_of(self, slot: int) -> bytes:
         layer = self.layer_of(slot)
         return self.indexes[layer].links[slot - self.bases[layer]]
@@ -244,16 +261,27 @@ class MergeTree:
 
     def _delete(self, index: LayerIndex, layer: int) -> None:
         # All are looked up in the tree as the lower layers left it, and only then carried out.
-        gone = [self._real(path, layer, path, deleting=True) for path in index.whiteouts]
-        emptied = [self._walk(path, layer, path, deleting=True) for path in index.opaques]
+        gone, emptied = self._doomed(index, layer)
         for directory in emptied:
             if directory is not None:
-                self._remove_below(directory)
+                self._empty(directory)
         for path in gone:
-            if path is not None and (there := self.made.get(path)) is not None:
-                if self.is_directory(there):
-                    self._remove_below(path)
-                self._remove(path)
+            if path is not None and path in self.made:
+                self._white_out(path)
+
+    def _doomed(self, index: LayerIndex, layer: int) -> tuple[list[bytes | None], list[bytes | None]]:
+        """Return what each whiteout of the layer means, and each opaque one; None is nothing, and so is what is not."""
+        gone = [self._real(path, layer, path, deleting=True) for path in index.whiteouts]
+        emptied = [self._walk(path, layer, path, deleting=True) for path in index.opaques]
+        return gone, emptied
+
+    def _empty(self, directory: bytes) -> None:
+        self._remove_below(directory)
+
+    def _white_out(self, path: bytes) -> None:
+        if self.is_directory(self.made[path]):
+            self._remove_below(path)
+        self._remove(path)
 
     def _remove(self, path: bytes) -> None:
         del self.made[path]
@@ -265,14 +293,17 @@ class MergeTree:
             self.metadata.clear()
             self._sorted, self._unsorted = [], []
             return
+        begin, end = self._below(directory)
+        for path in self._sorted[begin:end]:
+            if path in self.made:
+                self._remove(path)
+        del self._sorted[begin:end]
+
+    def _below(self, directory: bytes) -> tuple[int, int]:
+        """Return between which of the sorted names those below the directory are; not each is still made."""
         if self._unsorted:
             self._sorted += self._unsorted
             self._sorted.sort()
             self._unsorted = []
         # "0" is the byte after "/": between the two lie the names below the directory, and no others.
-        names = self._sorted
-        begin, end = bisect_left(names, directory + b"/"), bisect_left(names, directory + b"0")
-        for path in names[begin:end]:
-            if path in self.made:
-                self._remove(path)
-        del names[begin:end]
+        return bisect_left(self._sorted, directory + b"/"), bisect_left(self._sorted, directory + b"0")

@@ -35,6 +35,7 @@ __all__ = [
     "LAYER_V2_GZIP",
     "LAYER_V2_ZSTD",
     "LIST_V2",
+    "MANIFESTS",
     "MANIFEST_OCI",
     "MANIFEST_V1",
     "MANIFEST_V1_SIGNED",
@@ -58,6 +59,7 @@ __all__ = [
     "chain_id",
     "parse_manifest",
     "signed_payload",
+    "told_media_type",
 ]
 
 MANIFEST_OCI = "application/vnd.oci.image.manifest.v1+json"
@@ -88,6 +90,8 @@ _KINDS = {
     MANIFEST_V1: "schema 1",
     MANIFEST_V1_SIGNED: "schema 1",
 }
+MANIFESTS = frozenset(_KINDS)
+"""The types of manifests and image indexes that registries keep; old ones too."""
 _ATTESTATION = "vnd.docker.reference.type"
 _DEFAULT = Platform("linux", "amd64")
 
@@ -181,7 +185,7 @@ def parse_manifest(content: bytes, media_type: str | None) -> Manifest | ImageIn
     Raises NotAnImage and UnsupportedLayer, MalformedManifest, MalformedConfig (schema 1), DocumentTooLarge.
     """
     document = read_document(content, "manifest", MalformedManifest)
-    told = _told_media_type(document, media_type)
+    told = told_media_type(document, media_type)
     kind = _KINDS.get(told) if told else None
     if told and kind is None:
         raise NotAnImage(f"the document is of type {told}, which is no manifest of a container image")
@@ -203,14 +207,14 @@ def parse_manifest(content: bytes, media_type: str | None) -> Manifest | ImageIn
     return _manifest(document, told or MANIFEST_OCI)
 
 
-def _told_media_type(document: Fields, served: str | None) -> str | None:
-    """Return the media type of the document, by itself and by who served it, who must not differ."""
+def told_media_type(document: Fields, served: str | None) -> str | None:
+    """Return the media type of the document, by itself and by who served it, who must not differ; None if unsaid."""
     own, served = document.text("mediaType") or None, (served or "").partition(";")[0].strip().lower()
     if served in _UNSAID:
         return own
     signed_or_not = _KINDS.get(own or "") == _KINDS.get(served) == "schema 1"
     if own and own != served and not signed_or_not:
-        raise document.error("mediaType", f"is {own}, and the document was stored as {served}")
+        raise document.error("mediaType", f"is {own}, and the document came as {served}")
     return served
 
 

@@ -26,6 +26,10 @@ class Inexpressible(Problem):
     """The image is sound, but the asked-for format has no word for something in it; the text names the field."""
 
 
+class Unavailable(Problem):
+    """It could be done where something was installed that is not installed here; the text names it."""
+
+
 class Malformed(Problem):
     """The image's own content breaks its specification, for every reader and for ever."""
 

@@ -11,20 +11,25 @@ import threading
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import accumulate
 
 from util.compression import decompressed
 from util.digest import Digest, DigestMismatch, Readable
 from util.layerindex import LayerIndex, LayerLimits, Sparse, TruncatedLayer
+from util.layerreader import read_layer_index
 from util.mergeplan import How, MergePlan, Run, Step, plan_merge
 from util.readahead import ReadAhead
+from util.rootfschanges import RootfsChanges
 from util.tarheader import BLOCK, END_OF_ARCHIVE, HeaderPatch, padding
+from util.written import Written, written
 
 _AHEAD = 8 << 20
 _SPILL = 512 << 20
 _TOGETHER = 2
 _OUTPUT = 256 << 10
 _ZEROS = bytes(64 << 10)
+_OWN = "added by the format"
 
 
 class NotComputed(Exception):
@@ -102,15 +107,22 @@ class StreamLayerMerger:
     """The root file system of a stack of layers as one tar, base first."""
 
     def __init__(
-        self, layers: Sequence[LayerSource], *, path_prefix: bytes = b"", limits: LayerLimits | None = None
+        self,
+        layers: Sequence[LayerSource],
+        *,
+        path_prefix: bytes = b"",
+        changes: RootfsChanges | None = None,
+        limits: LayerLimits | None = None,
     ) -> None:
-        """Plan the merge; nothing is opened. Raises what `plan_merge` raises."""
-        self._layers = layers
+        """Plan the merge, `changes` included; nothing is opened. Raises what `plan_merge` raises."""
+        own = _own_layer(changes)
+        self._layers = [*layers, *own]
         self._plan: MergePlan = plan_merge(
-            [layer.index for layer in layers],
-            layers=[str(layer.digest) for layer in layers],
+            [layer.index for layer in self._layers],
+            layers=[*(str(layer.digest) for layer in layers), *(_OWN for _ in own)],
             path_prefix=path_prefix,
             limits=limits,
+            completed=bool(own),
         )
         self._diff_id: Digest | None = None
 
@@ -126,6 +138,10 @@ class StreamLayerMerger:
             raise NotComputed("the diff_id is known when the stream has ended")
         return self._diff_id
 
+    def entries(self) -> Iterator[Written]:
+        """Yield what the tar holds, in its order, and where each payload lies in it. Reads no layer."""
+        return written(self._plan)
+
     def kept_file(self, path: bytes) -> bytes | None:
         """Return the content of `etc/passwd` or `etc/group` in the merged root file system, None if it has none."""
         found = self._plan.entry_of(path)
@@ -133,6 +149,10 @@ class StreamLayerMerger:
             return None
         layer, entry = found
         return self._layers[layer].index.kept.get(entry)
+
+    def folder(self, path: bytes) -> tuple[int, int, int] | None:
+        """Return mode, owner and group of the directory that `path` leads to, None where it leads to none."""
+        return self._plan.folder(path)
 
     def get_generator(self) -> Generator[bytes, None, None]:
         """Yield the tar, and compute its `diff_id`. Opened layers are closed when the generator ends or is closed.
@@ -251,6 +271,14 @@ class StreamLayerMerger:
                 yield from slices
             else:
                 yield from _patched(slices, index.starts[step.first : step.stop], plan.patch)
+
+
+def _own_layer(changes: RootfsChanges | None) -> list[LayerSource]:
+    """Return the layer that a format's changes are, none where there are none."""
+    tar = b"" if changes is None else changes.layer()
+    if not tar:
+        return []
+    return [LayerSource(Digest.of(tar), len(tar), read_layer_index([tar], layer=_OWN), lambda: BytesIO(tar))]
 
 
 def _payload(tar: _Tar, begin: int, end: int, sparse: Sparse | None) -> Iterator[bytes]:
