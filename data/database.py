@@ -1,58 +1,47 @@
-"""The registry's tables, in Quay's names and columns, and the engine that reaches them.
+"""The registry's database: the engine that reaches it, its transactions, and how its tables come to be.
 
-The law: a table here has the columns of Quay's that we read or that a row cannot be without, under Quay's names;
-foreign keys end in `_id`. Only `create_tables` makes tables, and only who keeps a database of their own calls it: one
-that is Quay's is never created or altered by us.
-quay/quay, data/database.py.
+The law: only `create_tables` makes the registry's tables, and only who keeps a database of their own calls it: one that
+is Quay's is never created or altered by us.
 """
 
 import os
-import secrets
 import sqlite3
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, ForeignKey, Index, Text, create_engine, event, insert, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Function,
+    Integer,
+    LargeBinary,
+    cast,
+    create_engine,
+    event,
+    func,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.pool import NullPool, StaticPool
 
-from util.oci import INDEX_OCI, LIST_V2, MANIFEST_OCI, MANIFEST_V1, MANIFEST_V1_SIGNED, MANIFEST_V2
+from data.tables import ENUMERATED, Base
 from util.problem import Problem
 
 __all__ = [
-    "MARKED_FOR_DELETION",
-    "Base",
     "Engine",
-    "ImageStorage",
-    "ImageStorageLocation",
-    "ImageStoragePlacement",
-    "Manifest",
-    "ManifestBlob",
-    "ManifestChild",
-    "MediaType",
-    "Repository",
-    "RepositoryKind",
-    "Tag",
-    "TagKind",
     "UnusableDatabase",
-    "User",
-    "Visibility",
     "begun",
+    "byte_length",
     "create_tables",
     "make_engine",
-    "now_ms",
     "write_ahead",
     "writing",
 ]
-
-MARKED_FOR_DELETION = 3
-"""The `state` of a repository that is on its way out and must not be seen."""
 
 _BUSY_SECONDS = 30
 _CONNECT_SECONDS = 5
@@ -65,196 +54,6 @@ class UnusableDatabase(Problem):
     """A database URL that cannot be used, or a folder that cannot be made. The text never shows a password."""
 
     code = "DATABASE_UNUSABLE"
-
-
-def now_ms() -> int:
-    """Return the time as the tables have it: milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
-
-
-def _uuid() -> str:
-    return str(uuid.uuid4())
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)
-
-
-class Base(DeclarativeBase):
-    """The tables. Their defaults are made here and not by the database, as Quay's are."""
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class User(Base):
-    """A namespace: a user, an organization or a robot."""
-
-    __tablename__ = "user"
-    uuid: Mapped[str | None] = mapped_column(default=_uuid, index=True)
-    username: Mapped[str] = mapped_column(unique=True)
-    email: Mapped[str] = mapped_column(index=True, default=lambda: secrets.token_hex(32))
-    verified: Mapped[bool] = mapped_column(default=False)
-    organization: Mapped[bool] = mapped_column(default=False, index=True)
-    robot: Mapped[bool] = mapped_column(default=False, index=True)
-    invoice_email: Mapped[bool] = mapped_column(default=False)
-    invalid_login_attempts: Mapped[int] = mapped_column(default=0)
-    last_invalid_login: Mapped[datetime] = mapped_column(default=_now)
-    removed_tag_expiration_s: Mapped[int] = mapped_column(BigInteger, default=14 * 24 * 60 * 60)
-    enabled: Mapped[bool] = mapped_column(default=True)
-    creation_date: Mapped[datetime | None] = mapped_column(default=_now)
-
-
-# An Index with a dialect's own words would load that dialect, and another, whenever the command line starts.
-@event.listens_for(User.__table__, "after_create")
-def _make_partial_index(_: object, connection: Connection, **__: object) -> None:
-    if connection.dialect.name in ("sqlite", "postgresql"):
-        partial = 'CREATE UNIQUE INDEX user_email_unique_non_org ON "user" (email) WHERE organization = false'
-        connection.execute(text(partial))
-
-
-class Visibility(Base):
-    """`public` or `private`."""
-
-    __tablename__ = "visibility"
-    name: Mapped[str] = mapped_column(unique=True)
-
-
-class RepositoryKind(Base):
-    """`image` or `application`."""
-
-    __tablename__ = "repositorykind"
-    name: Mapped[str] = mapped_column(unique=True)
-
-
-class Repository(Base):
-    """A repository; `name` may have slashes."""
-
-    __tablename__ = "repository"
-    __table_args__ = (Index("repository_namespace_user_id_name", "namespace_user_id", "name", unique=True),)
-    namespace_user_id: Mapped[int | None] = mapped_column(ForeignKey("user.id"))
-    name: Mapped[str]
-    visibility_id: Mapped[int] = mapped_column(ForeignKey("visibility.id"), index=True)
-    description: Mapped[str | None] = mapped_column(Text)
-    badge_token: Mapped[str] = mapped_column(default=_uuid)
-    kind_id: Mapped[int] = mapped_column(ForeignKey("repositorykind.id"), index=True)
-    trust_enabled: Mapped[bool] = mapped_column(default=False)
-    state: Mapped[int] = mapped_column(default=0, index=True)
-
-
-class MediaType(Base):
-    """What a manifest is."""
-
-    __tablename__ = "mediatype"
-    name: Mapped[str] = mapped_column(unique=True)
-
-
-class Manifest(Base):
-    """A manifest or an image index, once in a repository."""
-
-    __tablename__ = "manifest"
-    __table_args__ = (
-        Index("manifest_repository_id_digest", "repository_id", "digest", unique=True),
-        Index("manifest_repository_id_media_type_id", "repository_id", "media_type_id"),
-        Index("manifest_repository_id_config_media_type", "repository_id", "config_media_type"),
-        Index("manifest_repository_id_subject", "repository_id", "subject"),
-        Index("manifest_repository_id_artifact_type", "repository_id", "artifact_type"),
-    )
-    repository_id: Mapped[int] = mapped_column(ForeignKey("repository.id"))
-    digest: Mapped[str] = mapped_column(index=True)
-    media_type_id: Mapped[int] = mapped_column(ForeignKey("mediatype.id"), index=True)
-    manifest_bytes: Mapped[str] = mapped_column(Text)
-    config_media_type: Mapped[str | None]
-    layers_compressed_size: Mapped[int | None] = mapped_column(BigInteger)
-    subject: Mapped[str | None]
-    subject_backfilled: Mapped[bool] = mapped_column(default=False, index=True)
-    artifact_type: Mapped[str | None]
-    artifact_type_backfilled: Mapped[bool] = mapped_column(default=False, index=True)
-
-
-class ManifestChild(Base):
-    """Which manifests an image index has."""
-
-    __tablename__ = "manifestchild"
-    __table_args__ = (
-        Index("manifestchild_manifest_id_child_manifest_id", "manifest_id", "child_manifest_id", unique=True),
-        Index("manifestchild_repository_id_child_manifest_id", "repository_id", "child_manifest_id"),
-    )
-    repository_id: Mapped[int] = mapped_column(ForeignKey("repository.id"))
-    manifest_id: Mapped[int] = mapped_column(ForeignKey("manifest.id"))
-    child_manifest_id: Mapped[int] = mapped_column(ForeignKey("manifest.id"), index=True)
-
-
-class TagKind(Base):
-    """`tag`."""
-
-    __tablename__ = "tagkind"
-    name: Mapped[str] = mapped_column(unique=True)
-
-
-class Tag(Base):
-    """A name of a manifest for a time: a tag that is moved ends, and another row begins."""
-
-    __tablename__ = "tag"
-    __table_args__ = (
-        Index("tag_repository_id_name", "repository_id", "name"),
-        Index("tag_repository_id_name_lifetime_end_ms", "repository_id", "name", "lifetime_end_ms", unique=True),
-        Index("tag_manifest_id_lifetime_end_ms", "manifest_id", "lifetime_end_ms"),
-    )
-    name: Mapped[str]
-    repository_id: Mapped[int] = mapped_column(ForeignKey("repository.id"))
-    manifest_id: Mapped[int | None] = mapped_column(ForeignKey("manifest.id"))
-    lifetime_start_ms: Mapped[int] = mapped_column(BigInteger, default=now_ms)
-    lifetime_end_ms: Mapped[int | None] = mapped_column(BigInteger, index=True)
-    hidden: Mapped[bool] = mapped_column(default=False)
-    reversion: Mapped[bool] = mapped_column(default=False)
-    tag_kind_id: Mapped[int] = mapped_column(ForeignKey("tagkind.id"), index=True)
-    linked_tag_id: Mapped[int | None] = mapped_column(ForeignKey("tag.id"), index=True)
-
-
-class ImageStorage(Base):
-    """A blob. `content_checksum` is its digest; with `cas_path` its place follows from that, else from `uuid`."""
-
-    __tablename__ = "imagestorage"
-    uuid: Mapped[str] = mapped_column(unique=True, default=_uuid)
-    image_size: Mapped[int | None] = mapped_column(BigInteger)
-    uncompressed_size: Mapped[int | None] = mapped_column(BigInteger)
-    uploading: Mapped[bool | None] = mapped_column(default=True)
-    cas_path: Mapped[bool] = mapped_column(default=True)
-    content_checksum: Mapped[str | None] = mapped_column(index=True)
-
-
-class ManifestBlob(Base):
-    """Which blobs a manifest has, and by that which a repository has."""
-
-    __tablename__ = "manifestblob"
-    __table_args__ = (Index("manifestblob_manifest_id_blob_id", "manifest_id", "blob_id", unique=True),)
-    repository_id: Mapped[int] = mapped_column(ForeignKey("repository.id"), index=True)
-    manifest_id: Mapped[int] = mapped_column(ForeignKey("manifest.id"))
-    blob_id: Mapped[int] = mapped_column(ForeignKey("imagestorage.id"), index=True)
-
-
-class ImageStorageLocation(Base):
-    """A storage by its name in DISTRIBUTED_STORAGE_CONFIG."""
-
-    __tablename__ = "imagestoragelocation"
-    name: Mapped[str] = mapped_column(unique=True)
-
-
-class ImageStoragePlacement(Base):
-    """Which storages hold a blob."""
-
-    __tablename__ = "imagestorageplacement"
-    __table_args__ = (Index("imagestorageplacement_storage_id_location_id", "storage_id", "location_id", unique=True),)
-    storage_id: Mapped[int] = mapped_column(ForeignKey("imagestorage.id"))
-    location_id: Mapped[int] = mapped_column(ForeignKey("imagestoragelocation.id"), index=True)
-
-
-_ENUMERATED: dict[type[Visibility | RepositoryKind | TagKind | MediaType], tuple[str, ...]] = {
-    Visibility: ("public", "private"),
-    RepositoryKind: ("image", "application"),
-    TagKind: ("tag",),
-    MediaType: (MANIFEST_V1, MANIFEST_V1_SIGNED, MANIFEST_V2, LIST_V2, MANIFEST_OCI, INDEX_OCI),
-}
 
 
 def make_engine(uri: str) -> Engine:
@@ -375,17 +174,34 @@ def _lock_of_mysql(engine: Engine) -> Iterator[None]:
             connection.execute(text(f"SELECT RELEASE_LOCK({name})"))
 
 
+def byte_length(connection: Connection, column: ColumnElement[str] | InstrumentedAttribute[str]) -> Function[int]:
+    """Return how many bytes of UTF-8 the text in `column` is."""
+    if connection.dialect.name == "sqlite":
+        return func.length(cast(column, LargeBinary), type_=Integer)
+    return func.octet_length(column, type_=Integer)
+
+
 def create_tables(engine: Engine) -> None:
-    """Make the tables and their enumerated rows, as far as they are not there. Safe to do side by side."""
+    """Make the tables and their enumerated rows, as far as they are not there. Safe to do side by side.
+
+    SQLite's file is its owner's alone when it is made here: it has the hashes of passwords.
+    """
     if engine.dialect.name == "sqlite":
+        _make_file(engine.url.database)
         write_ahead(engine)
     with writing(engine) as connection:
         Base.metadata.create_all(connection)
-        for table, names in _ENUMERATED.items():
+        for table, names in ENUMERATED.items():
             there = set(connection.scalars(select(table.name)))
             absent = [{"name": name} for name in names if name not in there]
             if absent:
                 connection.execute(insert(table), absent)
+
+
+def _make_file(file: str | None) -> None:
+    if file and file != ":memory:" and not file.startswith("file:"):
+        with suppress(OSError):  # it is there, or SQLite says better what is wrong
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def write_ahead(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Our own tables: derived images, jobs and admin tokens; how they come to be, and how they are reached.
+"""Our own tables: derived images, jobs, uploads, and more; how they come to be, and how they are reached.
 
 The law: every table here begins with `verbs_` and has its history in data/migrations; `upgrade` walks it, and touches
 no other table. What is due or over is told by the database's clock alone, because many hosts share it. Work on rows is
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from sqlalchemy import BigInteger, Connection, Index, String, Text, insert, literal, select, text
+from sqlalchemy.dialects.mysql import LONGTEXT
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -31,8 +32,14 @@ __all__ = [
     "DerivedRow",
     "Engine",
     "JobRow",
+    "LoginRow",
     "MarkRow",
     "OwnBase",
+    "PackedLayerRow",
+    "SignatureRow",
+    "SuperuserRow",
+    "UploadRow",
+    "VirtualRow",
     "changing",
     "database_now_ms",
     "insert_unless_there",
@@ -44,7 +51,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-HEAD = "0002"
+HEAD = "0005"
 """The last step in data/migrations: what `upgrade` makes of a database."""
 
 VERSION_TABLE = "verbs_alembic_version"
@@ -53,6 +60,7 @@ _MIGRATIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "migratio
 _UPGRADES = "registry_verbs_upgrades"
 _ATTEMPTS = 12
 _PAUSE = 0.01  # seconds, growing with each attempt
+_CHANCE = random.SystemRandom()  # a thread of ours leaves the sequence of `random` to who has seeded it
 
 # What drivers say: SQLSTATE of PostgreSQL, numbers of MySQL.
 _NO_TABLE = {"42P01", "42703", 1146, 1054}
@@ -79,6 +87,9 @@ _MYSQL = {
     for dialect in ("mysql", "mariadb")
     for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
 }
+
+
+_LONG = Text().with_variant(LONGTEXT(), "mysql", "mariadb")  # its TEXT ends after 64 KiB
 
 
 class DerivedRow(OwnBase):
@@ -177,6 +188,86 @@ class MarkRow(OwnBase):
     position: Mapped[int] = mapped_column(BigInteger)
 
 
+class UploadRow(OwnBase):
+    """A blob on its way into a repository. `segments` is a JSON array of the pieces that came: name and bytes of each.
+
+    `digest` is that of all bytes so far, where it is known; `writer` is who may add to them.
+    """
+
+    __tablename__ = "verbs_upload"
+    __table_args__ = (Index("verbs_upload_touched_ms", "touched_ms"), _MYSQL)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    repository_id: Mapped[int] = mapped_column(BigInteger)
+    algorithm: Mapped[str] = mapped_column(String(32))
+    size: Mapped[int] = mapped_column(BigInteger)
+    segments: Mapped[str] = mapped_column(_LONG)
+    digest: Mapped[str | None] = mapped_column(String(160))
+    writer: Mapped[str | None] = mapped_column(String(32))
+    created_ms: Mapped[int] = mapped_column(BigInteger)
+    touched_ms: Mapped[int] = mapped_column(BigInteger)
+
+
+class LoginRow(OwnBase):
+    """How often in a row a name has been logged in with wrongly, and when last."""
+
+    __tablename__ = "verbs_login"
+    __table_args__ = (_MYSQL,)
+    username: Mapped[str] = mapped_column(String(255), primary_key=True)
+    failures: Mapped[int]
+    last_ms: Mapped[int] = mapped_column(BigInteger)
+
+
+class SuperuserRow(OwnBase):
+    """A user who may do everything."""
+
+    __tablename__ = "verbs_superuser"
+    __table_args__ = (_MYSQL,)
+    username: Mapped[str] = mapped_column(String(255), primary_key=True)
+    created_ms: Mapped[int] = mapped_column(BigInteger)
+
+
+class VirtualRow(OwnBase):
+    """What a virtual tag gives by its digest: a document in `content`, or the derived image `key` itself.
+
+    Two derived images may be the same to the byte.
+    """
+
+    __tablename__ = "verbs_virtual"
+    __table_args__ = (Index("verbs_virtual_key", "key"), _MYSQL)
+    namespace: Mapped[str] = mapped_column(String(255), primary_key=True)
+    repository: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(160), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    media_type: Mapped[str] = mapped_column(String(255))
+    content: Mapped[str | None] = mapped_column(_LONG)
+    created_ms: Mapped[int] = mapped_column(BigInteger)
+
+
+class PackedLayerRow(OwnBase):
+    """What an image is as one layer: its `size` in bytes, the layer's `digest`, and that of what it unwraps to."""
+
+    __tablename__ = "verbs_packedlayer"
+    __table_args__ = (Index("verbs_packedlayer_created_ms", "created_ms"), _MYSQL)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    compression: Mapped[str] = mapped_column(String(32))
+    digest: Mapped[str] = mapped_column(String(160))
+    size: Mapped[int] = mapped_column(BigInteger)
+    diff_id: Mapped[str] = mapped_column(String(160))
+    created_ms: Mapped[int] = mapped_column(BigInteger)
+
+
+class SignatureRow(OwnBase):
+    """The signature of a derived image that has the SHA-256, by the key with the fingerprint."""
+
+    __tablename__ = "verbs_signature"
+    __table_args__ = (_MYSQL,)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    armoured: Mapped[str] = mapped_column(_LONG)
+    created_ms: Mapped[int] = mapped_column(BigInteger)
+
+
 # --- The clock --------------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +333,7 @@ def _run(engine: Engine, work: Callable[[Connection], _Result], *, writes: bool)
                 cut = True  # once: the server is there again at the next attempt, or it is down
             elif gave_way + 1 < _ATTEMPTS and (isinstance(error, IntegrityError) or _facts(error) & _GAVE_WAY):
                 gave_way += 1
-                time.sleep(random.uniform(0, _PAUSE * gave_way))  # noqa: S311 no secret
+                time.sleep(_CHANCE.uniform(0, _PAUSE * gave_way))
             elif isinstance(error, (IntegrityError, DataError)):
                 raise  # a mistake of ours, and not the database's
             else:

@@ -6,24 +6,23 @@ digest while a tag that has not ended, hidden or not, leads to it. What is delet
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVarTuple, cast
 
-from sqlalchemy import CTE, ColumnElement, Connection, Select, and_, case, exists, func, null, or_, select, tuple_
+from sqlalchemy import Connection, Select, and_, case, exists, func, null, select, tuple_
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import aliased
 
-from data.database import (
+from data.database import Engine, UnusableDatabase, writing
+from data.lifetimes import alive, holders, holds, not_ended, reachable
+from data.tables import (
     MARKED_FOR_DELETION,
-    Engine,
     ImageStorage,
     ImageStorageLocation,
     ImageStoragePlacement,
     Manifest,
-    ManifestBlob,
-    ManifestChild,
     MediaType,
     Repository,
     RepositoryKind,
@@ -31,6 +30,7 @@ from data.database import (
     User,
     Visibility,
     now_ms,
+    now_utc,
 )
 from util.digest import Digest
 from util.problem import Missing, Problem
@@ -147,8 +147,14 @@ class Registry(Protocol):
         Raises TagNotFound or ManifestNotFound, and RepositoryNotFound.
         """
 
+    def has_manifest(self, namespace: str, repository: str, digest: str) -> bool:
+        """Tell whether a repository has a manifest, or has had it lately: until garbage takes it."""
+
     def blobs(self, namespace: str, repository: str, digests: Iterable[Digest]) -> dict[Digest, BlobLocation]:
-        """Return where those of `digests` lie that manifests of the repository have; others are left out."""
+        """Return where those of `digests` lie that the repository holds; others are left out.
+
+        It holds what manifests of it have, and what was uploaded to it lately.
+        """
 
     def registered(self, digests: Iterable[Digest]) -> set[Digest]:
         """Return those of `digests` under which the registry has a blob, whichever repository's it is."""
@@ -175,63 +181,69 @@ class Registry(Protocol):
         """Return the highest id that a tag has had, 0 where there was none."""
 
 
+@contextmanager
+def reached(engine: Engine, *, writes: bool = False) -> Iterator[Connection]:
+    """Give a connection to the registry's database, in a transaction that writes if that is said (see `writing`).
+
+    Raises RegistryUnavailable.
+    """
+    try:
+        with writing(engine) if writes else engine.connect() as connection:
+            yield connection
+    except (OperationalError, InterfaceError, PoolExhausted, UnusableDatabase) as error:
+        said = error.orig if isinstance(error, DBAPIError) else error
+        raise RegistryUnavailable(f"the registry's database cannot be used: {' '.join(str(said).split())}") from error
+
+
 class SqlRegistry:
     """The registry that a database of Quay's tables describes."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    @contextmanager
-    def _connected(self) -> Iterator[Connection]:
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except (OperationalError, InterfaceError, PoolExhausted) as error:
-            said = error.orig if isinstance(error, DBAPIError) else error
-            raise RegistryUnavailable(
-                f"the registry's database cannot be used: {' '.join(str(said).split())}"
-            ) from error
+    def _connected(self) -> AbstractContextManager[Connection]:
+        return reached(self._engine)
 
     def repository(self, namespace: str, name: str) -> RepositoryInfo:
         query = (
-            _in_repository(select(Repository.id, RepositoryKind.name, Visibility.name, User.enabled), namespace, name)
+            in_repository(select(Repository.id, RepositoryKind.name, Visibility.name, User.enabled), namespace, name)
             .join(RepositoryKind, RepositoryKind.id == Repository.kind_id)
             .join(Visibility, Visibility.id == Repository.visibility_id)
         )
         row = None
-        if _storable(namespace, name):
+        if storable(namespace, name):
             with self._connected() as connection:
                 row = connection.execute(query).one_or_none()
         if row is None:
-            raise _not_found(namespace, name)
+            raise repository_not_found(namespace, name)
         number, kind, visibility, enabled = row
         return RepositoryInfo(number, kind, visibility == "public", enabled)
 
     def manifest(self, namespace: str, repository: str, reference: str) -> TagManifest:
         columns = select(Manifest.digest, MediaType.name, Manifest.manifest_bytes, Manifest.repository_id)
-        query = cast("Select[Any]", _in_repository(columns, namespace, repository))
+        query = cast("Select[Any]", in_repository(columns, namespace, repository))
         now = now_ms()
         if ":" in reference:
             query = query.join(Manifest, Manifest.repository_id == Repository.id).where(
-                Manifest.digest == reference, _reachable(reference, now)
+                Manifest.digest == reference, reachable(reference, now)
             )
             query = query.add_columns(null())
         else:
             query = (
                 query.join(Tag, Tag.repository_id == Repository.id)
                 .join(Manifest, Manifest.id == Tag.manifest_id)
-                .where(Tag.name == reference, _alive(now))
+                .where(Tag.name == reference, alive(now))
                 .order_by(Tag.lifetime_start_ms.desc(), Tag.id.desc())
                 .limit(1)
                 .add_columns(Tag.lifetime_start_ms)
             )
         query = query.join(MediaType, MediaType.id == Manifest.media_type_id)
-        if not _storable(namespace, repository):
-            raise _not_found(namespace, repository)
+        if not storable(namespace, repository):
+            raise repository_not_found(namespace, repository)
         with self._connected() as connection:
-            row = connection.execute(query).one_or_none() if _storable(reference) else None
+            row = connection.execute(query).one_or_none() if storable(reference) else None
             if row is None:
-                existing = _newest_tags(connection, namespace, repository, now)
+                existing = newest_tags(connection, namespace, repository, now)
         if row is not None:
             digest, media_type, content, repository_id, tagged_ms = row
             return TagManifest(Digest.parse(digest), media_type, content.encode(), repository_id, tagged_ms)
@@ -239,12 +251,19 @@ class SqlRegistry:
             raise ManifestNotFound(f"{namespace}/{repository} has no manifest {reference}")
         raise TagNotFound(f"{namespace}/{repository}", reference, existing)
 
+    def has_manifest(self, namespace: str, repository: str, digest: str) -> bool:
+        query = in_repository(select(Manifest.id), namespace, repository).join(
+            Manifest, Manifest.repository_id == Repository.id
+        )
+        with self._connected() as connection:
+            return connection.execute(query.where(Manifest.digest == digest)).first() is not None
+
     def blobs(self, namespace: str, repository: str, digests: Iterable[Digest]) -> dict[Digest, BlobLocation]:
         wanted = sorted({str(digest) for digest in digests})
-        if not wanted or not _storable(namespace, repository):
+        if not wanted or not storable(namespace, repository):
             return {}
         query = (
-            _in_repository(
+            in_repository(
                 select(
                     ImageStorage.id,
                     ImageStorage.content_checksum,
@@ -256,8 +275,7 @@ class SqlRegistry:
                 namespace,
                 repository,
             )
-            .join(ManifestBlob, ManifestBlob.repository_id == Repository.id)
-            .join(ImageStorage, ImageStorage.id == ManifestBlob.blob_id)
+            .join(ImageStorage, holds(Repository.id, now_utc()))
             .outerjoin(ImageStoragePlacement, ImageStoragePlacement.storage_id == ImageStorage.id)
             .outerjoin(ImageStorageLocation, ImageStorageLocation.id == ImageStoragePlacement.location_id)
             .where(ImageStorage.content_checksum.in_(wanted), ImageStorage.uploading.is_not(True))
@@ -285,31 +303,31 @@ class SqlRegistry:
 
     def tags(self, namespace: str, repository: str) -> tuple[str, ...]:
         number = self.repository(namespace, repository).id
-        query = select(Tag.name).where(Tag.repository_id == number, _alive(now_ms())).distinct()
+        query = select(Tag.name).where(Tag.repository_id == number, alive(now_ms())).distinct()
         with self._connected() as connection:
             return tuple(sorted(connection.scalars(query)))
 
     def tag_digests(self, namespace: str, repository: str) -> dict[str, str]:
         query = (
-            _in_repository(select(Tag.name, Manifest.digest), namespace, repository)
+            in_repository(select(Tag.name, Manifest.digest), namespace, repository)
             .join(Tag, Tag.repository_id == Repository.id)
             .join(Manifest, Manifest.id == Tag.manifest_id)
-            .where(_alive(now_ms()))
+            .where(alive(now_ms()))
             .order_by(Tag.name, Tag.lifetime_start_ms, Tag.id)  # of two that are alive the younger counts
         )
-        if not _storable(namespace, repository):
+        if not storable(namespace, repository):
             return {}
         with self._connected() as connection:
             return {row.name: row.digest for row in connection.execute(query)}
 
     def still_leading(self, referred: Iterable[Referred]) -> set[Referred]:
-        asked = [each for each in referred if _storable(each.namespace, each.repository, each.reference)]
+        asked = [each for each in referred if storable(each.namespace, each.repository, each.reference)]
         if not asked:
             return set()
         now, newer = now_ms(), aliased(Tag)
         # What an index holds never changes: one that is found by its digest still leads where it led.
         wanted = {each: each.manifest_digest if each.by_tag else each.reference for each in asked}
-        chain = _holders(
+        chain = holders(
             select(Manifest.id, Manifest.repository_id, Manifest.digest.label("digest"))
             .join(Repository, Repository.id == Manifest.repository_id)
             .join(User, User.id == Repository.namespace_user_id)
@@ -325,19 +343,19 @@ class SqlRegistry:
             select(newer.id).where(
                 newer.repository_id == Tag.repository_id,
                 newer.name == Tag.name,
-                _alive(now, newer),
+                alive(now, newer),
                 tuple_(newer.lifetime_start_ms, newer.id) > tuple_(Tag.lifetime_start_ms, Tag.id),
             )
         )
         names = sorted({each.reference for each in asked if each.by_tag})
-        tag = case((and_(Tag.name.in_(names), _alive(now), ~moved), Tag.name))  # others are one row without a name
+        tag = case((and_(Tag.name.in_(names), alive(now), ~moved), Tag.name))  # others are one row without a name
         query = (
             select(User.username, Repository.name, chain.c.digest, tag)
             .select_from(chain)
             .join(Tag, and_(Tag.manifest_id == chain.c.id, Tag.repository_id == chain.c.repository_id))
             .join(Repository, Repository.id == chain.c.repository_id)
             .join(User, User.id == Repository.namespace_user_id)
-            .where(_not_ended(now))
+            .where(not_ended(now))
             .distinct()
         )
         with self._connected() as connection:
@@ -355,7 +373,7 @@ class SqlRegistry:
         query = _images(columns.select_from(User).join(Repository, Repository.namespace_user_id == User.id))
         query = query.where(Repository.id > after).order_by(Repository.id).limit(limit)
         if namespace is not None:
-            if not _storable(namespace):
+            if not storable(namespace):
                 return []
             query = query.where(User.username == namespace)
         with self._connected() as connection:
@@ -369,7 +387,7 @@ class SqlRegistry:
             .join(Manifest, Manifest.id == Tag.manifest_id)
             .join(Repository, Repository.id == Tag.repository_id)
             .join(User, User.id == Repository.namespace_user_id)
-            .where(Tag.id > after, _alive(now_ms()))
+            .where(Tag.id > after, alive(now_ms()))
             .order_by(Tag.id)
             .limit(limit)
         )
@@ -386,7 +404,7 @@ def content_path(digest: Digest) -> str:
     return f"{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
 
 
-def _in_repository(query: Select[*Columns], namespace: str, name: str) -> Select[*Columns]:
+def in_repository(query: Select[*Columns], namespace: str, name: str) -> Select[*Columns]:
     return (
         query.select_from(User)
         .join(Repository, Repository.namespace_user_id == User.id)
@@ -401,53 +419,25 @@ def _images(query: Select[*Columns]) -> Select[*Columns]:
     )
 
 
-def _not_ended(now: int, tag: type[Tag] = Tag) -> ColumnElement[bool]:
-    return or_(tag.lifetime_end_ms.is_(None), tag.lifetime_end_ms > now)
-
-
-def _alive(now: int, tag: type[Tag] = Tag) -> ColumnElement[bool]:
-    return and_(tag.hidden.is_(False), _not_ended(now, tag))
-
-
-def _holders(bottom: Select[*Columns]) -> CTE:
-    """Return the manifests that `bottom` selects and the indexes that they are in. Its columns: id, repository_id, …"""
-    chain = bottom.cte("holders", recursive=True)
-    _, _, *more = chain.c
-    return chain.union(
-        select(ManifestChild.manifest_id, ManifestChild.repository_id, *more).where(
-            ManifestChild.child_manifest_id == chain.c.id, ManifestChild.repository_id == chain.c.repository_id
-        )
-    )
-
-
-def _reachable(reference: str, now: int) -> ColumnElement[bool]:
-    """Tell of the manifest `reference` whether a tag leads to it: by itself, or by an image index that it is in."""
-    chain = _holders(select(Manifest.id, Manifest.repository_id).where(Manifest.digest == reference))
-    return exists(
-        select(Tag.id).where(
-            Tag.manifest_id == chain.c.id, chain.c.repository_id == Manifest.repository_id, _not_ended(now)
-        )
-    )
-
-
-def _newest_tags(connection: Connection, namespace: str, repository: str, now: int) -> list[str]:
+def newest_tags(connection: Connection, namespace: str, repository: str, now: int) -> list[str]:
     """Return the names of the newest tags. Raises RepositoryNotFound."""
     query = (
-        _in_repository(select(Tag.name), namespace, repository)
-        .outerjoin(Tag, and_(Tag.repository_id == Repository.id, _alive(now)))
+        in_repository(select(Tag.name), namespace, repository)
+        .outerjoin(Tag, and_(Tag.repository_id == Repository.id, alive(now)))
         .order_by(Tag.lifetime_start_ms.desc(), Tag.id.desc())
         .limit(_SHOWN)
     )
     names = list(connection.scalars(query))
     if not names:
-        raise _not_found(namespace, repository)
+        raise repository_not_found(namespace, repository)
     return [name for name in names if name]  # a repository without tags is one row without a name
 
 
-def _storable(*texts: str) -> bool:
+def storable(*texts: str) -> bool:
     """Tell whether a database could hold `texts`; what it could not hold, it does not have."""
-    return all("\0" not in each and each.isprintable() for each in texts)
+    return all(each.isprintable() for each in texts)
 
 
-def _not_found(namespace: str, repository: str) -> RepositoryNotFound:
+def repository_not_found(namespace: str, repository: str) -> RepositoryNotFound:
+    """Return the error to raise where there is no such repository."""
     return RepositoryNotFound(f"there is no repository {namespace}/{repository}")

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
-from data import database as db
+from data import tables as db
 from data.database import Engine, UnusableDatabase, create_tables, make_engine, writing
 from test.databases import KINDS, database, database_uri
 
@@ -33,7 +33,7 @@ def engine(kind: str, tmp_path: Path) -> Iterator[Engine]:
 
 # What quay/quay, data/database.py, declares: columns by table (foreign keys end in _id), `?` where null is allowed.
 QUAY = {
-    "user": "id uuid? username email verified organization robot invoice_email invalid_login_attempts "
+    "user": "id uuid? username password_hash? email verified organization robot invoice_email invalid_login_attempts "
     "last_invalid_login removed_tag_expiration_s enabled creation_date?",
     "visibility": "id name",
     "repositorykind": "id name",
@@ -49,6 +49,14 @@ QUAY = {
     "imagestorage": "id uuid image_size? uncompressed_size? uploading? cas_path content_checksum?",
     "imagestoragelocation": "id name",
     "imagestorageplacement": "id storage_id location_id",
+    "uploadedblob": "id repository_id blob_id uploaded_at expires_at",
+    "teamrole": "id name",
+    "team": "id name organization_id role_id description",
+    "teammember": "id user_id team_id",
+    "role": "id name",
+    "repositorypermission": "id team_id? user_id? repository_id role_id",
+    "robotaccounttoken": "id robot_account_id token fully_migrated",
+    "appspecificauthtoken": "id user_id uuid title token_name token_secret created expiration? last_accessed?",
 }
 UNIQUE: dict[str, list[tuple[str, ...]]] = {
     "user": [("email",), ("username",)],
@@ -64,6 +72,14 @@ UNIQUE: dict[str, list[tuple[str, ...]]] = {
     "imagestorage": [("uuid",)],
     "imagestoragelocation": [("name",)],
     "imagestorageplacement": [("storage_id", "location_id")],
+    "uploadedblob": [],
+    "teamrole": [],
+    "team": [("name", "organization_id")],
+    "teammember": [("user_id", "team_id")],
+    "role": [("name",)],
+    "repositorypermission": [("team_id", "repository_id"), ("user_id", "repository_id")],
+    "robotaccounttoken": [("robot_account_id",)],
+    "appspecificauthtoken": [("token_name",)],
 }
 
 
@@ -107,12 +123,14 @@ def test_the_enumerated_rows_are_quay_s(engine: Engine) -> None:
     with engine.connect() as connection:
         names = {
             table: set(connection.scalars(text(f"SELECT name FROM {table}")))
-            for table in ("visibility", "repositorykind", "tagkind", "mediatype")
+            for table in ("visibility", "repositorykind", "tagkind", "mediatype", "role", "teamrole")
         }
     assert names == {
         "visibility": {"public", "private"},
         "repositorykind": {"image", "application"},
         "tagkind": {"tag"},
+        "role": {"read", "write", "admin"},
+        "teamrole": {"member", "creator", "admin"},
         "mediatype": {
             "application/vnd.docker.distribution.manifest.v1+json",
             "application/vnd.docker.distribution.manifest.v1+prettyjws",
@@ -219,7 +237,7 @@ def test_writers_of_two_databases_of_a_mysql_do_not_wait_for_each_other(mariadb:
 
 
 def test_a_writer_that_never_ends_is_told_to_the_next(mariadb: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db, "_BUSY_SECONDS", 0)
+    monkeypatch.setattr("data.database._BUSY_SECONDS", 0)
     with writing(mariadb), pytest.raises(UnusableDatabase, match="another has been writing"), writing(mariadb):
         pass
     with writing(mariadb):

@@ -6,11 +6,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,17 +18,10 @@ from sqlalchemy import Connection, create_engine, event, text
 from data import derivedimages
 from data.database import Engine, begun
 from data.derivedimages import DerivedImages, DerivedRecord, Lease, NewDerived, State
-from data.owntables import DatabaseUnavailable, changing, database_now_ms, reading, upgrade
-from test.databases import OWN_KINDS, cut_connections, database
+from data.owntables import DatabaseUnavailable, changing, database_now_ms, reading
+from test.databases import cut_connections
 
 THREADS = 32
-
-
-@pytest.fixture(params=OWN_KINDS)
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with database(request.param, tmp_path) as engine:
-        upgrade(engine)
-        yield engine
 
 
 @pytest.fixture

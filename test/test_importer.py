@@ -16,23 +16,11 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from data import importer, sources
-from data.database import (
-    Base,
-    Engine,
-    ImageStorage,
-    Manifest,
-    ManifestChild,
-    Repository,
-    Tag,
-    User,
-    create_tables,
-    now_ms,
-    writing,
-)
-from data.importer import ImageTooLarge, InvalidName, Schema1NotImported, UnusableRepository, import_image
+from data import importer, registryrows, sources
+from data.database import Engine, create_tables, writing
+from data.importer import ImageTooLarge, Schema1NotImported, UnusableRepository, import_image
 from data.layerindexes import DiffIdMismatch, LayerIndexes
-from data.registry import SqlRegistry
+from data.registry import SqlRegistry, content_path
 from data.sources import (
     BlobNotInSource,
     ImageNotInSource,
@@ -44,11 +32,13 @@ from data.sources import (
 from data.storage.base import StorageUnavailable
 from data.storage.distributed import DistributedStorage, StorageReadOnly
 from data.storage.local import LocalStorage
+from data.tables import Base, ImageStorage, Manifest, ManifestChild, Repository, Tag, User, now_ms
 from test.databases import KINDS, database
 from test.images import CONFIG, INDEX, MANIFEST, Image, Layer, Layout
 from test.layers import file, gzipped, layer, zstd_frame
 from util.digest import Digest, DigestMismatch
 from util.document import MalformedConfig
+from util.names import InvalidName
 from util.problem import Damaged, Malformed, Problem, TooLarge
 
 ONE = Image([Layer([file(b"a", b"1")]), Layer([file(b"b", b"2")], "zstd"), Layer([file(b"c")], "none")])
@@ -481,12 +471,33 @@ def test_a_database_that_fails_at_the_last_row_has_none(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patched:
-        patched.setattr(importer._Rows, "tag", fail)
+        patched.setattr(registryrows.RegistryRows, "tag", fail)
         with pytest.raises(ZeroDivisionError):
             target.take(source)
     assert target.counts() == before
     target.take(source)
     assert target.registry.tags("acme", "app") == ("1.0",)
+
+
+def test_what_garbage_took_before_the_rows_is_put_there_again(
+    target: Target, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = layout.tag("edge", layout.image(ONE))
+    asked: list[bool] = []
+    has_all = importer._Keeper.has_all
+
+    def first_without_one(keeper: importer._Keeper) -> bool:
+        if not asked:
+            (target.folder / "storage" / content_path(min(keeper.kept))).unlink()
+        asked.append(has_all(keeper))
+        return asked[-1]
+
+    monkeypatch.setattr(importer._Keeper, "has_all", first_without_one)
+    target.take(source)
+    assert asked == [False, True]
+    document = json.loads(target.registry.manifest("acme", "app", "1.0").content)
+    for part in (document["config"], *document["layers"]):
+        assert len(target.blob(part["digest"])) == part["size"]
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
@@ -612,7 +623,7 @@ def test_a_tag_that_would_have_ended_by_itself_ends_when_it_is_moved(target: Tar
 def test_a_tag_may_be_moved_faster_than_the_clock_goes(
     target: Target, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importer, "now_ms", lambda: 1_700_000_000_000)
+    monkeypatch.setattr(registryrows, "now_ms", lambda: 1_700_000_000_000)
     for name, image in (("one", ONE), ("other", OTHER)):
         layout.tag(name, layout.image(image))
     for name in ("one", "other", "one", "other"):

@@ -1,22 +1,9 @@
 """Marks as rows, on every database: they move forward, and outlive who set them."""
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from data.database import Engine
 from data.marks import Marks
-from data.owntables import upgrade
-from test.databases import KINDS, database
-
-
-@pytest.fixture(params=KINDS)
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with database(request.param, tmp_path) as engine:
-        upgrade(engine)
-        yield engine
 
 
 def test_a_mark_that_nobody_has_set_is_none(engine: Engine) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from formats.aci import ACIImage
-from formats.rootfs import RootfsTar
-from formats.squashed import SquashedDockerImage
+from formats import installed_formatters
+from formats.tarimageformatter import TarImageFormatter
 from formats.testing import CONFIG, MemoryRootfs, source_image
 from test.test_oci import descriptor, image, index, manifest
 from test.test_oci_schema1 import manifest as schema1
@@ -69,8 +68,10 @@ def test_an_image_is_formatted_exactly_or_refused_whatever_its_configuration_say
         sample = source_image(document)
     except Problem:
         return
-    for formatter in (ACIImage(), RootfsTar(), SquashedDockerImage()):
-        rootfs = MemoryRootfs(path_prefix=formatter.path_prefix)
+    for formatter in installed_formatters().values():
+        if not isinstance(formatter, TarImageFormatter):
+            continue
+        rootfs = MemoryRootfs(path_prefix=formatter.path_prefix, changes=formatter.changes(sample))
         try:
             size = formatter.size(sample, rootfs)
         except Inexpressible:

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, create_engine, func, insert, inspect, select,
 from sqlalchemy.exc import IntegrityError
 
 from data import owntables
-from data.database import Engine, begun, create_tables, make_engine, now_ms
+from data.database import Engine, begun, create_tables, make_engine
 from data.owntables import (
     HEAD,
     AdminTokenRow,
@@ -34,9 +34,21 @@ from data.owntables import (
     upgrade,
     upgrading,
 )
+from data.tables import now_ms
 from test.databases import OWN_KINDS, cut_connections, database, free_port, postgresql, postgresql_server
 
-TABLES = {"verbs_derived", "verbs_job", "verbs_admintoken", "verbs_mark"}
+TABLES = {
+    "verbs_derived",
+    "verbs_job",
+    "verbs_admintoken",
+    "verbs_mark",
+    "verbs_upload",
+    "verbs_login",
+    "verbs_superuser",
+    "verbs_virtual",
+    "verbs_packedlayer",
+    "verbs_signature",
+}
 SERVERS = tuple(kind for kind in OWN_KINDS if kind != "sqlite")
 
 

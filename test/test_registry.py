@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, insert, select, update
 
-from data import database as db
-from data.database import Base, Engine, create_tables, make_engine, now_ms, writing
+from data import tables as db
+from data.database import Engine, create_tables, make_engine, writing
 from data.registry import (
     BlobLocation,
     ManifestNotFound,
@@ -25,6 +25,7 @@ from data.registry import (
     TagManifest,
     TagNotFound,
 )
+from data.tables import Base, now_ms
 from test.databases import KINDS, database
 from util.digest import Digest
 from util.oci import INDEX_OCI, MANIFEST_OCI
@@ -327,6 +328,16 @@ def test_a_digest_that_is_none_or_nowhere_is_not_found(rows: Rows, registry: Reg
 def referred(reference: str, content: str, name: str = "acme/app") -> Referred:
     namespace, repository = name.split("/", 1)
     return Referred(namespace, repository, reference, str(Digest.of(content.encode())))
+
+
+def test_a_repository_has_a_manifest_whether_or_not_a_tag_leads_to_it(rows: Rows, registry: Registry) -> None:
+    rows.manifest(rows.repository("acme/app"), "1")
+    digest = str(Digest.of(b"1"))
+    assert registry.has_manifest("acme", "app", digest)
+    rows.repository("acme/other")
+    assert not registry.has_manifest("acme", "other", digest)
+    assert not registry.has_manifest("acme", "app", str(Digest.of(b"2")))
+    assert not registry.has_manifest("acme", "absent", digest)
 
 
 def test_a_tag_leads_to_its_manifest_until_it_moves_or_goes(rows: Rows, registry: Registry) -> None:

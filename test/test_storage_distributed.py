@@ -101,6 +101,18 @@ def test_what_is_written_goes_to_the_preferred_location(at: Locations) -> None:
     assert storage.locations == ("eu", "us")
 
 
+def test_a_blob_is_deleted_from_the_locations_that_are_named(at: Locations) -> None:
+    us, eu, last = (at.storage(name, {"a/b": b"x", "c": b"x"}) for name in ("us", "eu", "last"))
+    storage = DistributedStorage({"us": us, "eu": eu, "last": last}, ["us"])
+    for _ in range(2):
+        storage.delete(["eu", "last", "not configured"], "a/b")
+    assert [blob.path for blob in eu.list("a")] == [blob.path for blob in last.list("a")] == []
+    assert us.size("a/b") == eu.size("c") == 1
+    with pytest.raises(StorageReadOnly, match="a/b cannot be deleted"):
+        DistributedStorage({"us": us}, ["us"], readonly=True).delete(["us"], "a/b")
+    assert us.size("a/b") == 1
+
+
 def test_nothing_is_written_when_the_registry_is_read_only(at: Locations) -> None:
     storage = DistributedStorage({"us": at.storage("us", {"a": b"x"})}, ["us"], readonly=True)
     with pytest.raises(StorageReadOnly, match="read-only: a cannot be written"):

@@ -238,3 +238,34 @@ def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pyte
         list(storage.list("verbs"))
     with pytest.raises(StorageUnavailable, match="Permission denied"):
         storage.sweep(older_than=0)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EMLINK, errno.ENOTSUP])
+def test_a_blob_is_copied_byte_by_byte_where_files_have_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    storage, folder = LocalStorage(tmp_path), Folder(tmp_path)
+    folder.put("one", b"content" * 1000)
+    monkeypatch.setattr(os, "link", refusing(number))
+    storage.copy("one", PATH)
+    assert folder.get(PATH) == folder.get("one") == b"content" * 1000
+    assert (tmp_path / "one").stat().st_ino != (tmp_path / PATH).stat().st_ino
+    assert folder.leftovers() == []
+
+
+@pytest.mark.parametrize("call", ["link", "utime", "replace"])
+def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    storage, folder = LocalStorage(tmp_path), Folder(tmp_path)
+    folder.put("one", b"content")
+    monkeypatch.setattr(os, call, refusing(errno.EIO))
+    with pytest.raises(StorageUnavailable, match="Input/output error"):
+        storage.copy("one", PATH)
+    assert folder.get(PATH) is None
+    assert folder.leftovers() == []
+
+
+def test_a_copy_takes_no_room_of_its_own(tmp_path: Path) -> None:
+    storage, folder = LocalStorage(tmp_path), Folder(tmp_path)
+    folder.put("one", b"content")
+    storage.copy("one", PATH)
+    assert (tmp_path / "one").stat().st_ino == (tmp_path / PATH).stat().st_ino

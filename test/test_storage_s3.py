@@ -15,9 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 from urllib3.exceptions import SSLError
 
 from data.database import create_tables, make_engine
@@ -31,18 +29,14 @@ from data.storage.s3 import S3Settings, S3Storage
 from data.storage.testing import PATH, BackDoor, StorageTests, content_of
 from test.images import Image, Layer, Layout
 from test.layers import file
+from test.s3server import s3_client, s3_server
 from util.digest import Digest
-
-KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
 
 
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 class Bucket:
@@ -50,7 +44,7 @@ class Bucket:
 
     def __init__(self, endpoint: str, name: str) -> None:
         self.name = name
-        self.client = boto3.client("s3", endpoint_url=endpoint, **KEYS)  # type: ignore[call-overload]
+        self.client = s3_client(endpoint)
         self.client.create_bucket(Bucket=name)
 
     def put(self, path: str, content: bytes) -> None:
@@ -625,3 +619,21 @@ def test_an_image_is_imported_into_a_bucket_and_its_layers_are_read_from_there(
     assert asked == ["GetObject"] * 2
     import_image(source, "acme", "app", "2.0", engine=engine, storage=everywhere, indexes=indexes)
     assert not {"PutObject", "CreateMultipartUpload"} & set(asked)
+
+
+def test_a_large_object_is_copied_in_parts(
+    storage: S3Storage, back_door: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_COPY_PART", 5 << 20)
+    content = random.Random(4).randbytes(12 << 20)
+    back_door.put("one", content)
+    storage.copy("one", PATH)
+    head = back_door.client.head_object(Bucket=back_door.name, Key=f"datastorage/registry/{PATH}")
+    assert head["ETag"].endswith('-3"')
+    assert back_door.get(PATH) == content
+    assert back_door.leftovers() == []
+
+
+def test_a_bucket_that_is_not_there_takes_no_copy(settings: S3Settings) -> None:
+    with pytest.raises((BlobNotFound, StorageUnavailable)):
+        S3Storage(replace(settings, bucket="absent")).copy("one", PATH)

@@ -136,6 +136,14 @@ class Storage(ABC):
         """Return a writer for the blob at `path`, which may replace one."""
 
     @abstractmethod
+    def copy(self, source: str, target: str) -> None:
+        """Make the blob at `target` that at `source`, which stays, in one step and in the place of one that is there.
+
+        The bytes do not pass through us where the storage can help it. A blob at `target` counts as committed now,
+        whenever that at `source` was. Raises BlobNotFound; what is at `target` is then what it was.
+        """
+
+    @abstractmethod
     def delete(self, path: str) -> None:
         """Make sure that there is no blob at `path`. Idempotent."""
 

@@ -83,6 +83,11 @@ class DistributedStorage:
         """The storage that is written to."""
         return self._storages[self.preferred_location]
 
+    def nearest(self, locations: Iterable[str]) -> Storage | None:
+        """Return the most preferred storage of `locations`, None where there is none; nothing is looked up."""
+        named = set(locations)
+        return next((storage for name, storage in self._storages.items() if name in named), None)
+
     def open(self, locations: Iterable[str], path: str, *, offset: int = 0, length: int | None = None) -> Readable:
         """Return a stream of the blob from the first of `locations` that has it and answers; the caller closes it.
 
@@ -98,6 +103,25 @@ class DistributedStorage:
         """Return a writer for a blob in the preferred location. Raises StorageReadOnly."""
         self.check_writable(f"{path} cannot be written")
         return self.preferred.create(path)
+
+    def copy(self, source: str, target: str) -> None:
+        """Make the blob at `target` the one at `source`, both in the preferred location. Raises as Storage.copy does.
+
+        Raises StorageReadOnly.
+        """
+        self.check_writable(f"{target} cannot be written")
+        self.preferred.copy(source, target)
+
+    def delete(self, locations: Iterable[str], path: str) -> None:
+        """Make sure that there is no blob at `path` in those of `locations` that the configuration has.
+
+        Raises StorageReadOnly; StorageUnavailable, and it may then be gone from some of them.
+        """
+        self.check_writable(f"{path} cannot be deleted")
+        named = set(locations)
+        for name, storage in self._storages.items():
+            if name in named:
+                storage.delete(path)
 
     def check_writable(self, otherwise: str) -> None:
         """Raise StorageReadOnly, which says `otherwise`, where nothing may be written nor deleted."""

@@ -7,7 +7,9 @@ first writer that finds it a day old.
 """
 
 import contextlib
+import errno
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data.storage.base import (
+    COPY_SIZE,
     BlobNotFound,
     BlobWriter,
     Storage,
@@ -28,6 +31,7 @@ from util.digest import Readable
 
 _PARTS = ".parts"
 _STALE = 24 * 3600  # seconds; a writer that lives touches its part with every chunk
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV}
 _COMMITS = 50  # tries, where somebody removes the emptied folder that a blob is on its way to
 
 
@@ -55,12 +59,23 @@ class LocalStorage(Storage):
     def create(self, path: str) -> BlobWriter:
         place = self._place(path)
         with _translated(path):
-            parts = os.path.join(self._root, _PARTS)
-            os.makedirs(parts, exist_ok=True)
-            if not self._swept:
-                self._swept = True
-                _sweep(parts, _STALE, dry_run=False)
-            return _LocalWriter(os.path.join(parts, uuid.uuid4().hex), place, path)
+            return _LocalWriter(os.path.join(self._parts(), uuid.uuid4().hex), place, path)
+
+    def copy(self, source: str, target: str) -> None:
+        """Give the file another name, where the file system has such a thing. Committed blobs are never written to."""
+        origin, place = self._place(source), self._place(target)
+        if origin == place:
+            self.size(source)
+            return
+        with _translated(source):
+            part = os.path.join(self._parts(), uuid.uuid4().hex)
+            try:
+                _link(origin, part)
+                os.utime(part)
+                _settle(part, place, target)
+            finally:
+                with contextlib.suppress(OSError):  # a rename between two names of one file leaves both
+                    os.unlink(part)
 
     def delete(self, path: str) -> None:
         place = self._place(path)
@@ -98,6 +113,15 @@ class LocalStorage(Storage):
                 except BlobNotFound:
                     continue
                 yield StoredBlob(path, found.st_size, found.st_mtime_ns // 1_000_000)
+
+    def _parts(self) -> str:
+        """Return the folder of what is not committed, made and swept."""
+        parts = os.path.join(self._root, _PARTS)
+        os.makedirs(parts, exist_ok=True)
+        if not self._swept:
+            self._swept = True
+            _sweep(parts, _STALE, dry_run=False)
+        return parts
 
     def _place(self, path: str) -> str:
         return os.path.join(self._root, *checked_path(path).split("/"))
@@ -145,21 +169,7 @@ class _LocalWriter(BlobWriter):
         with _translated(self._path):
             os.fsync(self._stream.fileno())
             self._stream.close()
-            for folder in self._rename():
-                with contextlib.suppress(FileNotFoundError):  # the blob is deleted already, and the folder with it
-                    _sync_folder(folder)
-
-    def _rename(self) -> list[str]:
-        """Bring the part to its place, and return the folders whose content that changed."""
-        error: OSError | None = None
-        for _ in range(_COMMITS):
-            try:
-                changed = _make_folder(os.path.dirname(self._place))
-                os.replace(self._part, self._place)
-                return changed
-            except (FileNotFoundError, FileExistsError) as caught:
-                error = caught
-        raise StorageUnavailable(f"the part or the folder of {self._path} was taken away: {error}") from error
+            _settle(self._part, self._place, self._path)
 
     def _abort(self) -> None:
         with contextlib.suppress(OSError):  # some file systems tell of a full disk here
@@ -176,6 +186,39 @@ def _translated(path: str) -> Iterator[None]:
         raise BlobNotFound(f"there is no blob {path} in storage") from error
     except OSError as error:
         raise StorageUnavailable(f"storage cannot be used for {path}: {error.strerror or error}") from error
+
+
+def _settle(part: str, place: str, path: str) -> None:
+    """Bring `part`, which is on the disk, to its place, and the names of folders and file to the disk."""
+    for folder in _rename(part, place, path):
+        with contextlib.suppress(FileNotFoundError):  # the blob is deleted already, and the folder with it
+            _sync_folder(folder)
+
+
+def _rename(part: str, place: str, path: str) -> list[str]:
+    """Rename `part` to `place`, and return the folders whose content that changed."""
+    error: OSError | None = None
+    for _ in range(_COMMITS):
+        try:
+            changed = _make_folder(os.path.dirname(place))
+            os.replace(part, place)
+            return changed
+        except (FileNotFoundError, FileExistsError) as caught:
+            error = caught
+    raise StorageUnavailable(f"the part or the folder of {path} was taken away: {error}") from error
+
+
+def _link(origin: str, part: str) -> None:
+    """Make `part` another name of the file `origin`, or a copy of it where the file system knows one name a file."""
+    try:
+        os.link(origin, part)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with open(origin, "rb") as read, open(part, "xb") as written:
+            shutil.copyfileobj(read, written, COPY_SIZE)
+            written.flush()
+            os.fsync(written.fileno())
 
 
 def _make_folder(folder: str) -> list[str]:

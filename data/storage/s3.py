@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import boto3
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
@@ -46,11 +47,12 @@ log = logging.getLogger(__name__)
 PART_SIZE = 8 << 20
 """Bytes of one part."""
 
-PARTS_AHEAD = 3
+PARTS_AHEAD = 2
 """Parts that are on their way up while the next one is filled. A writer holds that many and one more in memory."""
 
 MIN_PART_SIZE = 5 << 20  # S3 takes smaller parts at the end only
 _GROWTH = 1000  # after each so many parts they become larger by one size, so that S3's 10,000 make 400 GiB and not 80
+_COPY_PART = 64 << 20
 _ATTEMPTS = 5
 _RESUMPTIONS = 5  # in a row without one byte between them
 _NOT_FOUND = {"NoSuchKey", "404", "NotFound"}
@@ -117,6 +119,22 @@ class S3Storage(Storage):
     def create(self, path: str) -> BlobWriter:
         target = {"Bucket": self._bucket, "Key": self._key(path)}
         return _S3Writer(self._client, path, target, part_size=self._part_size, more=self._upload)
+
+    def copy(self, source: str, target: str) -> None:
+        """Have S3 copy the object, a large one in parts side by side, because one request may take long."""
+        origin = {"Bucket": self._bucket, "Key": self._key(source)}
+        key = self._key(target)
+        if origin["Key"] == key:
+            self.size(source)
+            return
+        with _translated(source):
+            self._client.copy(
+                origin,  # type: ignore[arg-type] # a TypedDict of these two
+                self._bucket,
+                key,
+                ExtraArgs=self._upload,
+                Config=TransferConfig(multipart_threshold=_COPY_PART, multipart_chunksize=_COPY_PART),
+            )
 
     def delete(self, path: str) -> None:
         key = self._key(path)
@@ -274,19 +292,22 @@ class _S3Writer(BlobWriter):
         self._parts: list[dict[str, Any]] = []
 
     def _write(self, chunk: bytes) -> None:
-        self._pending += chunk
-        while len(self._pending) > (size := self._part_size * (1 + self._count() // _GROWTH)):
-            with memoryview(self._pending) as view:
-                self._send(bytes(view[:size]))
-            del self._pending[:size]
+        rest = memoryview(chunk)
+        while rest:
+            size = self._part_size * (1 + self._count() // _GROWTH)
+            if len(self._pending) >= size:
+                full, self._pending = self._pending, bytearray()
+                self._send(full)  # as it is: a copy would be held beside it
+            room = size - len(self._pending)
+            self._pending += rest[:room]
+            rest = rest[room:]
 
     def _commit(self) -> None:
         if self._upload_id is None:
             with _translated(self._path):
                 self._client.put_object(**self._object, **self._more, Body=bytes(self._pending))
             return
-        self._send(bytes(self._pending))
-        self._pending.clear()
+        self._send(self._pending)
         self._wait(0)
         with _translated(self._path):
             self._client.complete_multipart_upload(
@@ -297,7 +318,7 @@ class _S3Writer(BlobWriter):
         self._stop()
 
     def _abort(self) -> None:
-        self._pending.clear()
+        self._pending = bytearray()
         self._stop()  # a part that arrived after the upload was given back would stay for good
         if self._upload_id is not None:
             try:
@@ -310,7 +331,7 @@ class _S3Writer(BlobWriter):
     def _count(self) -> int:
         return len(self._parts) + len(self._sending)
 
-    def _send(self, content: bytes) -> None:
+    def _send(self, content: bytearray) -> None:
         """Send the next part as soon as there is room. Raises what went wrong with one before it."""
         if self._upload_id is None:
             with _translated(self._path):
@@ -320,10 +341,13 @@ class _S3Writer(BlobWriter):
             self._threads = ThreadPoolExecutor(PARTS_AHEAD, thread_name_prefix="upload")
         self._sending.append((self._threads.submit(self._put, self._count() + 1, content), len(content)))
 
-    def _put(self, number: int, content: bytes) -> dict[str, Any]:
+    def _put(self, number: int, content: bytearray) -> dict[str, Any]:
         with _translated(self._path):
             answer = self._client.upload_part(
-                **self._object, UploadId=self._upload_id or "", PartNumber=number, Body=content
+                **self._object,
+                UploadId=self._upload_id or "",
+                PartNumber=number,
+                Body=content,  # type: ignore[arg-type] # the library takes any bytes, and its stubs do not say so
             )
         return {"PartNumber": number, "ETag": answer["ETag"]}
 

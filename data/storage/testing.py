@@ -259,6 +259,80 @@ class StorageTests:
                 assert growing.seek(0) == 0
                 assert growing.read(1) == b"a"
 
+    # --- Copying ---
+
+    def test_a_blob_is_copied_and_stays(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put("verbs/uploads/a/1", self.large)
+        storage.copy("verbs/uploads/a/1", PATH)
+        assert back_door.get(PATH) == self.large
+        assert back_door.get("verbs/uploads/a/1") == self.large
+
+    def test_a_copy_takes_the_place_of_what_is_there(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put("source", b"new")
+        back_door.put(PATH, self.large)
+        storage.copy("source", PATH)
+        assert back_door.get(PATH) == b"new"
+
+    def test_a_copy_outlives_its_source_and_the_source_its_copy(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put("one", b"content")
+        storage.copy("one", "other")
+        storage.delete("one")
+        assert back_door.get("other") == b"content"
+        storage.copy("other", "one")
+        storage.delete("other")
+        assert back_door.get("one") == b"content"
+
+    def test_replacing_one_of_two_copies_leaves_the_other(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put("one", b"content")
+        storage.copy("one", "other")
+        with storage.create("one") as writer:
+            writer.write(b"more")
+            writer.commit()
+        assert back_door.get("one") == b"more"
+        assert back_door.get("other") == b"content"
+
+    def test_a_blob_is_copied_where_it_is_already(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put("one", b"content")
+        storage.copy("one", PATH)
+        storage.copy("one", PATH)
+        storage.copy(PATH, PATH)
+        assert back_door.get("one") == back_door.get(PATH) == b"content"
+
+    def test_a_blob_of_no_bytes_is_copied(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put("one", b"")
+        storage.copy("one", PATH)
+        assert back_door.get(PATH) == b""
+
+    def test_an_absent_blob_cannot_be_copied(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put(PATH, b"old")
+        with pytest.raises(BlobNotFound, match="absent"):
+            storage.copy("absent/blob", PATH)
+        with pytest.raises(BlobNotFound, match="absent"):
+            storage.copy("absent/blob", "absent/blob")
+        assert back_door.get(PATH) == b"old"
+
+    def test_a_copy_is_as_young_as_it_is(self, storage: Storage) -> None:
+        with storage.create("verbs/a") as writer:
+            writer.commit()
+        began = time.time()
+        time.sleep(1.1)  # storages tell whole seconds
+        storage.copy("verbs/a", "verbs/b")
+        young = {blob.path: blob.modified_ms for blob in storage.list(OWN)}
+        assert young["verbs/b"] >= int(began) * 1000 + 1000
+
+    def test_blobs_are_copied_where_others_are_deleted(self, storage: Storage, back_door: BackDoor) -> None:
+        back_door.put("source", b"content")
+
+        def round_trip(number: int) -> bytes:
+            path = f"some/folder/{number}"
+            storage.copy("source", path)
+            content = content_of(storage.open(path))
+            storage.delete(path)
+            return content
+
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(round_trip, range(60))) == {b"content"}
+
     # --- Listing, sweeping ---
 
     def test_a_folder_is_listed_with_all_below_it_and_nothing_beside_it(
@@ -359,6 +433,10 @@ class StorageTests:
             storage.size(path)
         with pytest.raises(InvalidBlobPath):
             storage.create(path)
+        with pytest.raises(InvalidBlobPath):
+            storage.copy(path, PATH)
+        with pytest.raises(InvalidBlobPath):
+            storage.copy(PATH, path)
         with pytest.raises(InvalidBlobPath):
             storage.delete(path)
         with pytest.raises(InvalidBlobPath):
