@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from formats.appc import appc_of_platform, date, identifier, mount_points, platform_of_appc, port
+from formats.appc import appc_of_platform, identifier, mount_points, platform_of_appc, port
+from formats.dates import date
 from formats.tarimageformatter import Rootfs, SourceImage, TarImageFormatter
 from util.compression import Compression
 from util.digest import Digest

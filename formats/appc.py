@@ -8,7 +8,6 @@ import posixpath
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 
 from util.oci import Platform
 from util.problem import Inexpressible, Missing
@@ -18,8 +17,6 @@ _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
 _PORT_OF_A_HOST = re.compile(r":[0-9]+$")
 _EXPOSED = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
 _LAST_PORT = 65535
-_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
-_NEVER = "0001-01-01T00:00:00Z"
 
 _PLATFORMS = {
     ("linux", "amd64"): Platform("linux", "amd64"),
@@ -98,13 +95,18 @@ def identifier(host: str, path: str) -> str:
     The port goes, for an identifier has none; the host is in lower case, as hosts are the same in either. A path that
     would have to be changed is refused: discovery wants the name back that it asked for.
     """
-    name = f"{_PORT_OF_A_HOST.sub('', host).lower()}/{path}"
+    name = f"{prefix_of(host)}/{path}"
     if not _IDENTIFIER.fullmatch(name):
         raise NoAppcName(
             f"{name!r} cannot be the name of an App Container Image: it takes lower-case letters and digits, "
             "with one of - . _ ~ / between them"
         )
     return name
+
+
+def prefix_of(host: str) -> str:
+    """Return what the names of all images of `host` begin with, which may carry a port."""
+    return _PORT_OF_A_HOST.sub("", host).lower()
 
 
 def port(exposed: str) -> Port | None:
@@ -126,15 +128,3 @@ def mount_points(volumes: Iterable[str]) -> list[tuple[str, str]]:
         free = (each for each in (name, *(f"{name}-{at}" for at in range(1, len(paths) + 1))) if each not in named)
         named[next(free)] = path
     return list(named.items())
-
-
-def date(text: str | None) -> str | None:
-    """Return `text` where it is a date as RFC 3339 writes it, and not the one that means none."""
-    match = _RFC_3339.fullmatch(text or "")
-    if match is None or text == _NEVER:
-        return None
-    try:
-        datetime.fromisoformat(match[1] + match[2])
-    except ValueError:
-        return None
-    return text

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 
-from formats.tarimageformatter import TarImageFormatter
+from formats.formatter import Formatter
 from util.problem import Problem
 
 GROUP = "registry_verbs.formats"
@@ -24,7 +24,7 @@ class DuplicateVerb(Problem):
     code = "VERB_AMBIGUOUS"
 
 
-def installed_formatters(found: Iterable[EntryPoint] | None = None) -> Mapping[str, TarImageFormatter]:
+def installed_formatters(found: Iterable[EntryPoint] | None = None) -> Mapping[str, Formatter]:
     """Return the formats by their verbs, in the order of the verbs. Raises DuplicateVerb, naming both packages.
 
     `found` are the entry points to look at, those of all installed packages by default.
@@ -38,12 +38,12 @@ def installed_formatters(found: Iterable[EntryPoint] | None = None) -> Mapping[s
     return {verb: formatter for verb, formatter in loaded if formatter is not None}
 
 
-def _load(point: EntryPoint) -> TarImageFormatter | None:
+def _load(point: EntryPoint) -> Formatter | None:
     """Return the format that `point` names, or None after saying what is wrong with it."""
     try:
         formatter = point.load()()
-        if not isinstance(formatter, TarImageFormatter):
-            raise TypeError("it is no TarImageFormatter")
+        if not isinstance(formatter, Formatter):
+            raise TypeError("it is no Formatter")
         if formatter.verb != point.name or not _VERB.fullmatch(point.name):
             raise ValueError(f"its verb is {formatter.verb!r}")
     except Exception:

@@ -9,28 +9,15 @@ was done to make the image stays to be read in the entries before it, which are 
 """
 
 import json
-import re
 from typing import Any, ClassVar
 
+from formats.dockerreference import docker_name, docker_tag
 from formats.tarimageformatter import Rootfs, SourceImage, TarImageFormatter
 from util.compression import Compression
 from util.digest import Digest
-from util.problem import Inexpressible
 from util.tarheader import END_OF_ARCHIVE
 
-# github.com/distribution/reference, "Grammar".
-_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
-_PATH_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_PATH = re.compile(rf"{_PATH_COMPONENT}(?:/{_PATH_COMPONENT})*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_LONGEST_NAME = 255
-
-
-class NoDockerReference(Inexpressible):
-    """An image that the archive cannot name, because its host, path or tag is not what Docker allows."""
-
-    code = "DOCKER_REFERENCE_INEXPRESSIBLE"
+_SUFFIX = ".squash"
 
 
 class SquashedDockerImage(TarImageFormatter):
@@ -46,8 +33,8 @@ class SquashedDockerImage(TarImageFormatter):
 
     def check(self, image: SourceImage, rootfs: Rootfs) -> None:
         """Raise NoDockerReference where the archive would be refused for the image's name."""
-        _name(image)
-        _tag(image)
+        docker_name(image)
+        docker_tag(image, suffix=_SUFFIX)
 
     def head(self, image: SourceImage, rootfs: Rootfs) -> bytes:
         """Return the layer's folder and header."""
@@ -62,9 +49,9 @@ class SquashedDockerImage(TarImageFormatter):
 
     def tail(self, image: SourceImage, rootfs: Rootfs, diff_id: Digest) -> bytes:
         """Return the rest of the layer's entry, and the documents."""
-        config = _json(_config(image, diff_id))
+        config = squashed_config(image, diff_id)
         config_name = f"{Digest.of(config).hex}.json"
-        name, tag = _name(image), _tag(image)
+        name, tag = docker_name(image), docker_tag(image, suffix=_SUFFIX)
         manifest = [{"Config": config_name, "RepoTags": [f"{name}:{tag}"], "Layers": [_layer(image)]}]
         return b"".join(
             (
@@ -81,30 +68,8 @@ def _layer(image: SourceImage) -> str:
     return f"{image.image_id}/layer.tar"
 
 
-def _name(image: SourceImage) -> str:
-    if not _HOST.fullmatch(image.host):
-        raise NoDockerReference(f"the host {image.host!r} cannot stand in the name of a Docker image")
-    if not _PATH.fullmatch(image.path):
-        raise NoDockerReference(
-            f"{image.path!r} cannot be the name of a Docker image: it takes lower-case letters and digits, "
-            "with separators between them"
-        )
-    name = f"{image.host}/{image.path}"
-    if len(name) > _LONGEST_NAME:
-        raise NoDockerReference(f"{name!r} is too long for the name of a Docker image (at most {_LONGEST_NAME} bytes)")
-    return name
-
-
-def _tag(image: SourceImage) -> str:
-    algorithm, _, hexadecimal = image.tag.rpartition(":")
-    # A digest is no tag; and one of SHA-512 is longer than any tag.
-    tag = f"{algorithm}-{hexadecimal[:64]}.squash" if algorithm else f"{image.tag}.squash"
-    if not _TAG.fullmatch(tag):
-        raise NoDockerReference(f"{tag!r} cannot be a tag in Docker; ask for the image by its digest")
-    return tag
-
-
-def _config(image: SourceImage, diff_id: Digest) -> dict[str, Any]:
+def squashed_config(image: SourceImage, diff_id: Digest) -> bytes:
+    """Return the configuration of `image` as one layer with `diff_id`; the same for the same, to the byte."""
     config, document = image.config, dict(image.config.document)
     earlier = [{**entry, "empty_layer": True} for entry in document.get("history") or ()]
     squash = {
@@ -114,7 +79,7 @@ def _config(image: SourceImage, diff_id: Digest) -> dict[str, Any]:
     }
     document["rootfs"] = {"type": "layers", "diff_ids": [str(diff_id)]}
     document["history"] = [*earlier, {key: value for key, value in squash.items() if value}]
-    return _with_platform(document, image)
+    return _json(_with_platform(document, image))
 
 
 def _v1_image(image: SourceImage) -> dict[str, Any]:

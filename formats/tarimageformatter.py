@@ -1,99 +1,24 @@
-"""The contract of a format: what stands around a root file system in one tar stream.
+"""The contract of a format that is a tar: what stands around a root file system in one stream.
 
-The law: a format is a pure function of a SourceImage and a Rootfs. It reads no clock, no database and no setting; the
-same two give the same bytes, whose number is known before the first. Whatever it cannot express it refuses before the
-first byte. `revision` goes up with every change of the bytes, or old ones are served from storage for ever.
-
-A package adds a verb by naming a class in the entry point group `registry_verbs.formats`, under the class's `verb`;
-`formats.testing.FormatterTests` is the suite that the class then passes.
+The law: that of every format (formatter.py), and the number of bytes is known before the first.
+`formats.testing.FormatterTests` is the suite that a package's own class passes.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
-from util.compression import Compression
+from formats.formatter import Formatter, Rootfs, SourceImage
 from util.digest import Digest
-from util.oci import ImageConfig, Platform
 from util.tarheader import padding, render_header
+
+__all__ = ["Rootfs", "SourceImage", "TarImageFormatter"]
 
 _NOT_YET = Digest("sha256", "0" * 64)
 _ANOTHER = Digest("sha256", "1" * 64)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceImage:
-    """All that a format may know of the image.
-
-    `host` may carry a port. `tag` is what the image was asked for by: a tag, or a manifest's digest (`sha256:…`).
-    `image_id` is 64 hexadecimal digits, the same for the same derived image: it stands wherever a format wants an id.
-    """
-
-    host: str
-    url_scheme: str
-    namespace: str
-    repository: str
-    tag: str
-    manifest_digest: Digest
-    platform: Platform
-    config: ImageConfig
-    layer_count: int
-    image_id: str
-
-    @property
-    def path(self) -> str:
-        """Namespace and repository."""
-        return f"{self.namespace}/{self.repository}"
-
-    @property
-    def reference(self) -> str:
-        """The image's full name, as it is pulled by: `host/namespace/repository:tag`, or `…@sha256:…`."""
-        return f"{self.host}/{self.path}{'@' if ':' in self.tag else ':'}{self.tag}"
-
-
-class Rootfs(Protocol):
-    """The root file system of the image: all its layers merged into one tar. Its names carry the `path_prefix`."""
-
-    @property
-    def size(self) -> int:
-        """How many bytes the generator will yield: a whole tar, its end of archive included."""
-
-    @property
-    def diff_id(self) -> Digest:
-        """The digest of what was yielded. Raises NotComputed before the generator has ended."""
-
-    def get_generator(self) -> Iterator[bytes]:
-        """Yield the tar. Closing the generator closes every layer."""
-
-    def get_range(self, offset: int, length: int) -> Iterator[bytes]:
-        """Yield `length` bytes of the tar from `offset`. Layers without a byte in it are not opened."""
-
-    def kept_file(self, path: bytes) -> bytes | None:
-        """Return the content of `etc/passwd` or `etc/group`, None where the image has none. No prefix in `path`."""
-
-
-class TarImageFormatter(ABC):
-    """A format. Instances hold no state; one serves many requests at once."""
-
-    verb: ClassVar[str]
-    """What it is asked for by, in the URL and on the command line: lower-case letters, digits, dashes."""
-    revision: ClassVar[int]
-    """Goes up with any change of output bytes; part of a derived image's key."""
-    media_type: ClassVar[str]
-    """Of the uncompressed output."""
-    file_extension: ClassVar[str]
-    """With its dot. To `.tar` a compression's own is added."""
-    summary: ClassVar[str]
-    """One line for people."""
-    usage: ClassVar[str]
-    """One line to copy, with `{url}` where the address belongs."""
-    default_compression: ClassVar[Compression]
-    path_prefix: ClassVar[bytes] = b""
-    """Stands before every name of the root file system: `rootfs/`, or nothing."""
-
-    def check(self, image: SourceImage, rootfs: Rootfs) -> None:  # noqa: B027 - most formats have words for all images
-        """Raise Inexpressible, naming the field, for an image that the format has no words for. Reads no layer."""
+class TarImageFormatter(Formatter):
+    """A format that is a tar."""
 
     @abstractmethod
     def head(self, image: SourceImage, rootfs: Rootfs) -> bytes:
@@ -107,6 +32,10 @@ class TarImageFormatter(ABC):
         """Return the exact length of the stream in bytes, before any layer is read. Raises what `check` raises."""
         self.check(image, rootfs)
         return len(self.head(image, rootfs)) + rootfs.size + len(self.tail(image, rootfs, _NOT_YET))
+
+    def stream(self, image: SourceImage, rootfs: Rootfs, *, folder: str) -> Iterator[bytes]:
+        """Return what `stream_generator` does, which needs no folder."""
+        return self.stream_generator(image, rootfs)
 
     def stream_generator(self, image: SourceImage, rootfs: Rootfs) -> Iterator[bytes]:
         """Return the stream. Closing it closes the layers.
@@ -156,7 +85,7 @@ class TarImageFormatter(ABC):
             yield head[begin:end]
         first, last = max(begin - len(head), 0), min(max(end - len(head), 0), rootfs.size)
         if self.needs_all(image, rootfs, begin, end - begin):
-            yield from _part(rootfs.get_generator(), first, last)
+            yield from part_of(rootfs.get_generator(), first, last)
             diff_id = rootfs.diff_id
         else:
             if first < last:
@@ -187,7 +116,7 @@ class TarImageFormatter(ABC):
         return render_header(f"{name.rstrip('/')}/".encode(), kind=b"5", mode=0o755, mtime=mtime)
 
 
-def _part(chunks: Iterator[bytes], begin: int, end: int) -> Iterator[bytes]:
+def part_of(chunks: Iterator[bytes], begin: int, end: int) -> Iterator[bytes]:
     """Yield the bytes from `begin` to `end`, and read on to the end of `chunks`."""
     position = 0
     try:

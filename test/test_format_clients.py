@@ -6,6 +6,7 @@ The law: the root file systems here are made by Python's tarfile; merged layers 
 import hashlib
 import io
 import json
+import os
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,10 +16,12 @@ from typing import Any
 import pytest
 
 from formats.aci import ACIImage
+from formats.rootfs import RootfsTar
 from formats.squashed import SquashedDockerImage
 from formats.tarimageformatter import SourceImage, TarImageFormatter
-from formats.testing import CONFIG, MemoryRootfs, source_image
-from test.clients import run
+from formats.testing import CONFIG, FILES, MemoryRootfs, source_image
+from test.clients import program, run
+from util.compression import Compression, compressed
 from util.oci import Platform
 
 ODD = {
@@ -186,3 +189,31 @@ def test_the_squashed_archive_is_read_from_a_pipe(podman: Podman, squashed: Path
     assert b"greet:1.0.squash" in podman("load", stdin=squashed.read_bytes())
     with tarfile.open(fileobj=io.BytesIO(squashed.read_bytes()), mode="r|") as tar:
         assert "manifest.json" in [member.name for member in tar]
+
+
+# --- systemd ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compression", [Compression.NONE, Compression.GZIP])
+def test_systemd_imports_the_root_file_system_and_starts_a_program_in_it(
+    compression: Compression, tmp_path: Path
+) -> None:
+    """As `importctl import-tar` and `machinectl import-tar` have it done; of systemd 252 in no other compression."""
+    busybox, release = Path(program("busybox")).read_bytes(), b"ID=test\n"
+    rootfs = MemoryRootfs({**FILES, "bin/busybox": busybox, "etc/os-release": release})
+    path = tmp_path / f"rootfs.tar{compression.suffix}"
+    path.write_bytes(b"".join(compressed(RootfsTar().stream_generator(source_image(), rootfs), compression)))
+    run("systemd-import", "--sync=no", f"--image-root={tmp_path}", "tar", str(path), "machine")
+    (tmp_path / "machine" / "bin" / "busybox").chmod(0o755)
+    quiet = ("--quiet", "--register=no", "--keep-unit", f"--machine=test-{os.getpid()}")
+    told = run("systemd-nspawn", *quiet, "-D", str(tmp_path / "machine"), "/bin/busybox", "id")
+    assert told.split() == [b"uid=0(root)", b"gid=0"]
+
+
+@pytest.mark.parametrize("compression", list(Compression))
+def test_tar_knows_the_compression_by_the_name(compression: Compression, tmp_path: Path) -> None:
+    path = tmp_path / f"rootfs.tar{compression.suffix}"
+    path.write_bytes(b"".join(compressed(iter([MemoryRootfs().content]), compression)))
+    assert run("tar", "-taf", str(path)).decode().split() == [
+        "bin/", "bin/sh", "etc/", "etc/passwd", "etc/motd", "usr/"
+    ]  # fmt: skip

@@ -76,7 +76,7 @@ def test_it_passes_the_shipped_suite(installed: Path, tmp_path: Path) -> None:
     passed = python(
         "-m", "pytest", "-q", "--rootdir", ".", "-p", "no:cacheprovider", ".", beside=installed, cwd=tmp_path
     )
-    assert "19 passed" in passed
+    assert "21 passed" in passed
 
 
 def test_the_built_in_formats_stay_when_it_breaks(installed: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from formats.squashed import NoDockerReference, SquashedDockerImage
+from formats.dockerreference import NoDockerReference
+from formats.squashed import SquashedDockerImage
 from formats.testing import CONFIG, MemoryRootfs, source_image
 
 
