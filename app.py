@@ -26,7 +26,7 @@ class ConfigurationUnreadable(Problem):
 def read_configuration(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the configuration file's keys with the environment's over them. Raises ConfigurationUnreadable.
 
-    An empty variable is one that is not set.
+    An empty variable is one that is not set. Files that Quay keeps beside its configuration file lie beside ours.
     """
     from endpoints.settings import Settings
 
@@ -34,7 +34,10 @@ def read_configuration(environ: Mapping[str, str] | None = None) -> dict[str, An
     path = environ.get(CONFIG_FILE)
     configuration = _read_file(path) if path else {}
     ours = {key for key in environ if key.startswith("VERBS_") and key != CONFIG_FILE}
-    return configuration | {key: environ[key] for key in ours.union(Settings.KEYS) if environ.get(key)}
+    configuration |= {key: environ[key] for key in ours.union(Settings.KEYS) if environ.get(key)}
+    beside = os.path.dirname(path) if path else ""
+    files = {key: configuration[key] for key in Settings.FILES if isinstance(configuration.get(key), str)}
+    return configuration | {key: os.path.join(beside, file) for key, file in files.items()}
 
 
 def _read_file(path: str) -> dict[str, Any]:

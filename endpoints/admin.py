@@ -1,7 +1,8 @@
 """The blueprint `/api/v1`: derived images made ahead, for administrators and their programs, in JSON.
 
-The law: what goes in and out is what the OpenAPI document in openapi.py says, and nothing is done without a token.
-Lists come in pages, and a Link leads to the next. RFC 8288.
+The law: what goes in and out is what the OpenAPI document in openapi.py says, and nothing is done for nobody: an admin
+token and a superuser may do everything, others what concerns a repository that they administer (adminaccess.py). Lists
+come in pages, and a Link leads to the next. RFC 8288.
 """
 
 import json
@@ -12,18 +13,16 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, current_app, g, jsonify, request, url_for
-from werkzeug.exceptions import HTTPException
 
 from data.derivedimages import DerivedRecord, State
 from data.jobs import Job, JobState
-from endpoints import answers, openapi, stock
-from endpoints.adminaccess import TokenRequired, authenticated, of_token_required
+from endpoints import answers, openapi, queries, stock
+from endpoints.adminaccess import Administrator, administrator, answer_as_api
 from endpoints.priming import Priming, Tell
 from endpoints.rules import Forms, ImageName, InvalidRequest, Selection, fields_of, texts
 from endpoints.services import Services
-from endpoints.stock import Made
+from endpoints.stock import DerivedNotFound, JobNotFound, Made
 from endpoints.verbs import EXTENSION
-from util.problem import Problem
 
 TELL = "registry_verbs_tell"
 """Where a Flask application keeps what tells workers of jobs."""
@@ -36,23 +35,13 @@ _DERIVED_FILTERS = ("namespace", "repository", "verb")
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 blueprint = Blueprint("registry_verbs_admin", __name__, url_prefix="/api/v1")
-blueprint.register_error_handler(TokenRequired, of_token_required)
-blueprint.register_error_handler(Problem, answers.of_problem)
-blueprint.register_error_handler(HTTPException, answers.of_http_exception)
-blueprint.register_error_handler(Exception, answers.of_exception)
+answer_as_api(blueprint)
 
 
 @blueprint.before_request
 def authenticate() -> None:
     if request.endpoint != f"{blueprint.name}.{document.__name__}":
-        g.registry_verbs_admin = authenticated(_services().tokens)
-
-
-@blueprint.after_request
-def keep_private(answer: Response) -> Response:
-    answer.headers["Cache-Control"] = "no-store"
-    answer.headers["X-Content-Type-Options"] = "nosniff"
-    return answer
+        g.registry_verbs_admin = administrator(_services())
 
 
 @blueprint.get("/openapi.json")
@@ -77,17 +66,20 @@ def ask() -> tuple[Response, int]:
     what: list[ImageName | Selection] = [ImageName.parse(name) for name in names]
     if not names:
         what = [Selection.parse(body)]
+    for each in what:
+        _check_wanted(each)
     tell: Tell = current_app.extensions[TELL]
-    jobs = Priming(_services(), tell).ask(what, Forms.parse(body), asked_by=g.registry_verbs_admin)
+    jobs = Priming(_services(), tell).ask(what, Forms.parse(body), asked_by=_asking().name)
     return _jobs(jobs), HTTPStatus.ACCEPTED
 
 
 @blueprint.get("/jobs")
 def list_jobs() -> Response:
     """List jobs, the newest first."""
-    _check_query(*_JOB_FILTERS, "state", "after", "limit")
+    queries.check_names(*_JOB_FILTERS, "state", "after", "limit")
     limit = _limit()
     filters = {name: _parameter(parameter) for parameter, name in _JOB_FILTERS.items()}
+    _check_listed(filters["namespace"], filters["repository"])
     jobs = _services().jobs.list(**filters, state=_choice("state", JobState), after=_parameter("after"), limit=limit)
     return _linked(_jobs(jobs), jobs[-1].id if len(jobs) == limit else None)
 
@@ -95,22 +87,24 @@ def list_jobs() -> Response:
 @blueprint.delete("/jobs")
 def cancel_jobs() -> Response:
     """Cancel what has not ended of a group."""
-    _check_query("group")
+    queries.check_names("group")
     group = _parameter("group")
     if group is None:
         raise answers.InvalidQuery("group is missing; it says which jobs to cancel")
+    _check_group(group)
     return jsonify({"cancelled": stock.cancel_group(_services(), group)})
 
 
 @blueprint.get("/jobs/<job_id>")
 def show_job(job_id: str) -> Response:
     """Show one job."""
-    return _job(stock.job(_services(), job_id))
+    return _job(_checked_job(job_id))
 
 
 @blueprint.delete("/jobs/<job_id>")
 def cancel_job(job_id: str) -> Response:
     """Cancel one job."""
+    _checked_job(job_id)
     return _job(stock.cancel(_services(), job_id))
 
 
@@ -120,9 +114,10 @@ def cancel_job(job_id: str) -> Response:
 @blueprint.get("/derived")
 def list_derived() -> Response:
     """List derived images, by their keys."""
-    _check_query(*_DERIVED_FILTERS, "state", "after", "limit")
+    queries.check_names(*_DERIVED_FILTERS, "state", "after", "limit")
     limit = _limit()
     filters = {name: _parameter(name) for name in _DERIVED_FILTERS}
+    _check_listed(filters["namespace"], filters["repository"])
     records = _services().derived.list(**filters, state=_choice("state", State), after=_parameter("after"), limit=limit)
     answer = jsonify({"derived": [_derived_document(record) for record in records]})
     return _linked(answer, records[-1].key if len(records) == limit else None)
@@ -131,14 +126,75 @@ def list_derived() -> Response:
 @blueprint.get("/derived/<key>")
 def show_derived(key: str) -> Response:
     """Show one derived image."""
-    return jsonify(_derived_document(stock.derived(_services(), key)))
+    return jsonify(_derived_document(_checked_derived(key)))
 
 
 @blueprint.delete("/derived/<key>")
 def delete_derived(key: str) -> tuple[str, int]:
     """Delete one derived image; the next who asks for it has it made again."""
+    _checked_derived(key)
     stock.drop(_services(), key)
     return "", HTTPStatus.NO_CONTENT
+
+
+# --- Who asks ---------------------------------------------------------------------------------------------------------
+
+
+def _asking() -> Administrator:
+    asking: Administrator = g.registry_verbs_admin
+    return asking
+
+
+def _check_wanted(what: ImageName | Selection) -> None:
+    if isinstance(what, ImageName):
+        _asking().check(what.namespace, what.repository, what=f"{what.namespace}/{what.repository}")
+    elif what.repository is None:
+        _asking().check_everything(f"repositories is {what.repositories!r}")
+    else:
+        namespace, repository = what.repository
+        _asking().check(namespace, repository, what=what.repositories)
+
+
+def _check_listed(namespace: str | None, repository: str | None) -> None:
+    if namespace is None or repository is None:
+        _asking().check_everything("a list without namespace and repository")
+    else:
+        _asking().check(namespace, repository, what=f"{namespace}/{repository}")
+
+
+def _checked_job(job_id: str) -> Job:
+    """Return the job. Raises JobNotFound for who may know, NotAdministered."""
+    try:
+        job = stock.job(_services(), job_id)
+    except JobNotFound:
+        if _asking().everything:
+            raise
+        raise _asking().refusal(f"job {job_id}") from None
+    _asking().check(job.namespace, job.repository, what=f"job {job_id}")
+    return job
+
+
+def _checked_derived(key: str) -> DerivedRecord:
+    """Return the derived image. Raises DerivedNotFound for who may know, NotAdministered."""
+    try:
+        record = stock.derived(_services(), key)
+    except DerivedNotFound:
+        if _asking().everything:
+            raise
+        raise _asking().refusal(f"derived image {key}") from None
+    _asking().check(record.namespace, record.repository, what=f"derived image {key}")
+    return record
+
+
+def _check_group(group: str) -> None:
+    """Raise NotAdministered unless all jobs of the group are for repositories of who asks."""
+    if _asking().everything:
+        return
+    repositories = stock.repositories_of_group(_services(), group)
+    if not repositories:
+        raise _asking().refusal(f"group {group}")
+    for namespace, repository in repositories:
+        _asking().check(namespace, repository, what=f"group {group}")
 
 
 # --- Documents --------------------------------------------------------------------------------------------------------
@@ -218,7 +274,7 @@ def _linked(answer: Response, after: str | None) -> Response:
     """Let `answer` lead to the next page, which begins behind `after`, if there is one."""
     if after is not None:
         query = urlencode({**request.args.to_dict(), "after": after})
-        answer.headers["Link"] = f'<{request.base_url}?{query}>; rel="next"'
+        answer.headers["Link"] = f'<{url_for(request.endpoint or "")}?{query}>; rel="next"'
     return answer
 
 
@@ -238,14 +294,6 @@ def _body() -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
-
-
-def _check_query(*allowed: str) -> None:
-    for name, values in request.args.lists():
-        if name not in allowed:
-            raise answers.InvalidQuery(f"{name!r} is not a parameter; allowed: {', '.join(allowed)}")
-        if len(values) > 1:
-            raise answers.InvalidQuery(f"{name} is given {len(values)} times; allowed: once")
 
 
 def _parameter(name: str) -> str | None:

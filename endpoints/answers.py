@@ -5,6 +5,7 @@ that is no problem tells the client nothing but that it happened. Distribution-s
 """
 
 import logging
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -12,6 +13,7 @@ from flask import Response, json, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import HTTPException
 
+from data.accounts import CredentialsRefused, TooManyLogins
 from data.owntables import DatabaseUnavailable
 from data.registry import RegistryUnavailable
 from data.storage.base import StorageUnavailable
@@ -21,8 +23,12 @@ from endpoints.image import NamespaceDisabled, NotAnImageRepository
 from endpoints.making import Busy
 from endpoints.priming import ReadOnlyRegistry
 from endpoints.rules import InvalidRequest
+from endpoints.signer import SigningFailed
+from endpoints.signing import NothingToSign
 from endpoints.stock import JobEnded
-from util.problem import Damaged, Inexpressible, Malformed, Missing, Problem, TooLarge, Unsupported
+from endpoints.tokens import TokenRefused, TokensUnavailable
+from formats.formatter import InvalidOption
+from util.problem import Damaged, Inexpressible, Malformed, Missing, Problem, TooLarge, Unavailable, Unsupported
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +41,22 @@ class InvalidQuery(Problem):
 
 # The first that fits: what is more particular stands above what is more general.
 _STATUS: tuple[tuple[type[Problem], HTTPStatus], ...] = (
+    (TooManyLogins, HTTPStatus.TOO_MANY_REQUESTS),
+    (CredentialsRefused, HTTPStatus.UNAUTHORIZED),
+    (TokenRefused, HTTPStatus.UNAUTHORIZED),
     (Unauthenticated, HTTPStatus.UNAUTHORIZED),
     (Denied, HTTPStatus.FORBIDDEN),
     (InvalidQuery, HTTPStatus.BAD_REQUEST),
+    (InvalidOption, HTTPStatus.BAD_REQUEST),
     (InvalidRequest, HTTPStatus.BAD_REQUEST),
     (ReadOnlyRegistry, HTTPStatus.CONFLICT),
     (JobEnded, HTTPStatus.CONFLICT),
     (NamespaceDisabled, HTTPStatus.BAD_REQUEST),
     (NotAnImageRepository, HTTPStatus.METHOD_NOT_ALLOWED),
     (Busy, HTTPStatus.SERVICE_UNAVAILABLE),
+    (TokensUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (SigningFailed, HTTPStatus.SERVICE_UNAVAILABLE),
+    (NothingToSign, HTTPStatus.SERVICE_UNAVAILABLE),
     (StorageUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (DatabaseUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (RegistryUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -53,6 +66,7 @@ _STATUS: tuple[tuple[type[Problem], HTTPStatus], ...] = (
     (Malformed, HTTPStatus.UNPROCESSABLE_ENTITY),
     (TooLarge, HTTPStatus.UNPROCESSABLE_ENTITY),
     (Damaged, HTTPStatus.BAD_GATEWAY),
+    (Unavailable, HTTPStatus.NOT_IMPLEMENTED),
 )
 
 
@@ -65,13 +79,13 @@ def of_problem(problem: Problem) -> Response:
     """Answer a problem with its own code and text, and with what there is instead where it knows that."""
     status = status_of(problem)
     audit.failed("answer", problem)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(problem, Unavailable):
         log.error("%s %s: %s", request.method, request.path, problem)
     existing = getattr(problem, "existing", None)
     detail = {"existing": [str(item) for item in existing]} if existing is not None else None
     answer = _answer(status, problem.code, str(problem), detail)
-    if isinstance(problem, Busy):
-        answer.headers["Retry-After"] = str(problem.retry_after)
+    if isinstance(problem, (Busy, TooManyLogins)):
+        answer.headers["Retry-After"] = str(math.ceil(problem.retry_after))
     if status is HTTPStatus.UNAUTHORIZED:
         answer.www_authenticate = WWWAuthenticate("basic", {"realm": request.host})
     if status is HTTPStatus.METHOD_NOT_ALLOWED:

@@ -1,4 +1,5 @@
-"""Who got what: a line of JSON for every verb that was asked for, and the request's id that all its traces carry.
+"""Who got what: a line of JSON for every verb that was asked for and for every pull, push and deletion over `/v2`; and
+the request's id that all its traces carry.
 
 The law: the line is written when the body has ended, whole or cut, so that its bytes are those that were handed over;
 writing it never fails a request. It is one line of ASCII whatever a client sent, and short enough to be appended in one
@@ -14,11 +15,12 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from http import HTTPStatus
 from typing import Any, BinaryIO, Protocol
 
@@ -35,15 +37,19 @@ audit_log = logging.getLogger("registry_verbs.audit")
 AUDIT = "registry_verbs_audit"
 """Where a Flask application keeps its Audit."""
 
+REGISTRY = "registry_verbs_v2"
+"""The name of the blueprint `/v2`."""
+
+ANALYSIS = "registry_verbs_analysis"
+"""The name of the blueprint of analyses."""
+
+_VERBS: Mapping[str | None, str] = {ANALYSIS: "analysis"}
+"""What is asked for at the routes of a blueprint that are for one image and say no verb."""
+
 HEADER = "X-Request-ID"
 _SANE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+/@-]{0,127}")
 _LONGEST = 300
 """Characters of JSON that a value may have: a line stays below the 4096 bytes that a pipe takes in one piece."""
-
-
-def remote_user() -> str | None:
-    """Return the user whom the server in front of us has authenticated, None where there is none."""
-    return request.remote_user
 
 
 class How(StrEnum):
@@ -80,7 +86,7 @@ class Audit:
 
     def label(self, verb: object) -> str:
         """Return `verb` as metrics call it: a stranger's word makes no new one."""
-        return verb if isinstance(verb, str) and verb in self._verbs else "unknown"
+        return verb if isinstance(verb, str) and (verb in self._verbs or verb in _VERBS.values()) else "unknown"
 
     def write(self, line: str) -> None:
         """Append `line`. Raises OSError."""
@@ -136,6 +142,13 @@ def resolved(image: DerivedImage) -> None:
         exchange.facts.update(platform=str(image.source.platform), compression=str(image.compression))
 
 
+def about(namespace: str, repository: str) -> None:
+    """Tell which repository a request to `/v2` is for."""
+    exchange = _exchange.get()
+    if exchange is not None:
+        exchange.facts.update(namespace=namespace, repository=repository)
+
+
 def served(how: How | str) -> None:
     """Tell which way the answer comes about."""
     exchange = _exchange.get()
@@ -174,10 +187,7 @@ def _answered(response: Response) -> Response:
     exchange.answered = True
     response.headers.setdefault(HEADER, exchange.request_id)
     audit: Audit | None = current_app.extensions.get(AUDIT)
-    wanted = request.view_args or {}
-    end: _End = _Forget(exchange)
-    if audit is not None and {"namespace", "repository", "tag"} <= wanted.keys():
-        end = _Line(exchange, audit, wanted, response.status_code)
+    end = _Forget(exchange) if audit is None else _end_of(exchange, audit, response.status_code)
     with_body = request.method != "HEAD" and response.status_code not in (
         HTTPStatus.NO_CONTENT,
         HTTPStatus.NOT_MODIFIED,
@@ -192,8 +202,73 @@ def _answered(response: Response) -> Response:
     return response
 
 
+_CONTENT = ("reference", "digest")
+_QUERIED = ("digest", "mount")
+
+
+def _end_of(exchange: Exchange, audit: Audit, status: int) -> "_End":
+    """Return what ends the exchange: with a line where somebody got something, or would have liked to."""
+    wanted = request.view_args or {}
+    if {"namespace", "repository", "tag"} <= wanted.keys():
+        verb = wanted.get("verb", _VERBS.get(request.blueprint, "aci"))
+        facts = {
+            "namespace": wanted["namespace"],
+            "repository": wanted["repository"],
+            "tag": wanted["tag"],
+            "verb": verb,
+            "platform": request.args.get("platform"),
+            "compression": request.args.get("compression"),
+        }
+        return _Line(exchange, audit, facts, status, count=partial(metrics.answered, audit.label(verb)))
+    if request.blueprint != REGISTRY:
+        return _Forget(exchange)
+    count = partial(metrics.registry_answered, (request.endpoint or "").rpartition(".")[2] or "none")
+    verb = registry_verb(request.method, wanted, status)
+    if verb is None:
+        return _Counted(exchange, status, count=count)
+    facts = {
+        "namespace": None,
+        "repository": wanted["name"],
+        "tag": wanted.get("reference")
+        or wanted.get("digest")
+        or request.args.get("digest")
+        or request.args.get("mount"),
+        "verb": verb,
+        "platform": None,
+        "compression": None,
+    }
+    return _Line(exchange, audit, facts, status, count=count)
+
+
+def registry_verb(method: str, wanted: Container[str], status: int) -> str | None:
+    """Return what a request to `/v2` with the arguments `wanted` was: `pull`, `push` or `delete`; None for no such.
+
+    That is one by which somebody gets bytes, or something comes or goes, or one for that which was refused. To look
+    whether something is there, and to send a part of an upload, is none.
+    """
+    content = any(each in wanted for each in _CONTENT)
+    refused = status >= HTTPStatus.BAD_REQUEST
+    if "name" not in wanted:
+        return None
+    if method == "GET":
+        return "pull" if content else None
+    if method == "DELETE":
+        return "delete" if content else None
+    if method == "PUT" or (method == "POST" and status == HTTPStatus.CREATED):
+        return "push"
+    return "push" if refused and method in ("POST", "PATCH") else None
+
+
 class _End(Protocol):
     def __call__(self, *, complete: bool) -> None: ...
+
+
+class _Count(Protocol):
+    """Counts an answer that has ended."""
+
+    def __call__(
+        self, *, status: int, how: str | None, size: int, first_byte: float | None, complete: bool, get: bool
+    ) -> None: ...
 
 
 class _Forget:
@@ -207,31 +282,19 @@ class _Forget:
             _exchange.set(None)
 
 
-class _Line(_Forget):
-    """Ends an exchange: writes its line and counts it. It is made while there is a request,and looks at it then."""
+class _Counted(_Forget):
+    """Ends an exchange: counts it. It is made while there is a request, and looks at it then."""
 
-    def __init__(self, exchange: Exchange, audit: Audit, wanted: Mapping[str, Any], status: int) -> None:
+    def __init__(self, exchange: Exchange, status: int, *, count: _Count) -> None:
         super().__init__(exchange)
-        self._audit, self._status, self._method = audit, status, request.method
-        exchange.facts = {
-            "who": self._audit.who(),
-            "ip": request.remote_addr,
-            "method": request.method,
-            "namespace": wanted["namespace"],
-            "repository": wanted["repository"],
-            "tag": wanted["tag"],
-            "verb": wanted.get("verb", "aci"),
-            "platform": request.args.get("platform"),
-            "compression": request.args.get("compression"),
-        } | exchange.facts
+        self._status, self._method, self._count = status, request.method, count
 
     def __call__(self, *, complete: bool) -> None:
         exchange = self._exchange
         if exchange.ended:
             return
         exchange.ended = True
-        metrics.answered(
-            self._audit.label(exchange.facts["verb"]),
+        self._count(
             status=self._status,
             how=exchange.how,
             size=exchange.size,
@@ -239,11 +302,29 @@ class _Line(_Forget):
             complete=complete,
             get=self._method == "GET",
         )
+        self._written(complete=complete)
+        super().__call__(complete=complete)
+
+    def _written(self, *, complete: bool) -> None:
+        """Write down that it has ended, where that is wanted."""
+
+
+class _Line(_Counted):
+    """Ends an exchange: counts it and writes its line."""
+
+    def __init__(
+        self, exchange: Exchange, audit: Audit, facts: Mapping[str, Any], status: int, *, count: _Count
+    ) -> None:
+        super().__init__(exchange, status, count=count)
+        self._audit = audit
+        asked = {"who": audit.who(), "ip": request.remote_addr, "method": request.method}
+        exchange.facts = {**asked, **facts, **exchange.facts}
+
+    def _written(self, *, complete: bool) -> None:
         try:
             self._audit.write(self._text(complete=complete))
         except Exception:
             log.exception("an audit line could not be written")
-        super().__call__(complete=complete)
 
     def _text(self, *, complete: bool) -> str:
         exchange = self._exchange
@@ -365,25 +446,3 @@ class _WatchedFile(_Watched):
     def close(self) -> None:
         self._sent(self._at - self._begin)
         self._close(complete=self._length is None or self._exchange.size >= self._length)
-
-
-class RequestIds(logging.Filter):
-    """Gives every log record the id of its request, `-` where there is none."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id() or "-"
-        return True
-
-
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
-
-
-class OneLine(logging.Formatter):
-    """A formatter for which a message is one line, whatever a client had in it; a traceback stands below, indented."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's name
-        return super().formatMessage(record).translate(_CONTROLS)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 logging's name
-        text = super().formatException(ei)
-        return "\n".join("    " + line.translate(_CONTROLS) for line in text.splitlines())

@@ -19,6 +19,8 @@ from endpoints.services import Services
 
 log = logging.getLogger(__name__)
 
+_CHANCE = random.SystemRandom()  # a thread of ours leaves the sequence of `random` to who has seeded it
+
 
 class Collecting:
     """Collects every now and then, on a thread of this process.
@@ -44,7 +46,7 @@ class Collecting:
     def _run(self) -> None:
         last: float | None = None
         # Each process looks often, and not when the others do, so that one is missed by nobody when it ends.
-        while not self._stopping.wait(self._seconds * random.uniform(0.05, 0.15)):  # noqa: S311 no secret
+        while not self._stopping.wait(self._seconds * _CHANCE.uniform(0.05, 0.15)):
             if last is not None and time.monotonic() - last < self._seconds:
                 continue
             try:

@@ -1,10 +1,11 @@
-"""What bounds the derived images that are kept: a collection drops what is out of date, unused, too much or nobody's.
+"""What bounds what is kept: a collection drops derived images that are out of date, unused, too much or nobody's.
 
-The law: the registry is only read, and in storage nothing outside `verbs/` is touched. A layer index goes when the
-registry has no such layer, or no version reads it. A row goes first, and only as it
-was when it was judged; its object goes after it. An object without a row goes only where no row names its path: a path
-belongs to one lease, whose row is there before the object is, and is never given out again. What a live lease holds
-stays. What fails is told in the report, and the rest goes on; two collections at once harm nothing.
+The law: what is the registry's own is dropped as registrygarbage.py says, where the registry is ours; else the registry
+is only read, and in storage nothing outside `verbs/` is touched. A layer index goes when the registry has no such
+layer, or no version reads it. Of a derived image the row goes first, and only as it was when it was judged; its object
+goes after it. An object without a row goes only where no row names its path: a path belongs to one lease, whose row is
+there before the object is, and is never given out again. What a live lease holds stays. What fails is told in the
+report, and the rest goes on; two collections at once harm nothing.
 """
 
 import heapq
@@ -20,15 +21,21 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from data.derivedimages import DerivedImages, DerivedRecord, State
+from data.garbage import Kind
 from data.layerindexes import INDEXES, indexed_layer
 from data.registry import Referred, Registry
 from data.storage.base import OWN
 from data.storage.distributed import DistributedStorage
 from endpoints import spool
+from endpoints.registrygarbage import garbage_of
 from util.problem import Problem
 
 if TYPE_CHECKING:
     from data.jobs import Jobs
+    from data.packedlayers import PackedLayers
+    from data.signatures import Signatures
+    from data.virtuals import Virtuals
+    from endpoints.registrygarbage import RegistryGarbage
     from endpoints.services import Services
 
 log = logging.getLogger(__name__)
@@ -44,6 +51,9 @@ STALE_SECONDS = 24 * 3600
 
 JOB_SECONDS = 7 * 24 * 3600
 """How long jobs that have ended can be looked up."""
+
+PACKED_SECONDS = 90 * 24 * 3600
+"""How long it is remembered what an image is as one layer; afterwards it is found out again."""
 
 _DAY_MS = 24 * 3600 * 1000
 _PAGE = 200
@@ -66,6 +76,13 @@ class Reason(StrEnum):
     FAILED = "failed"  # a failure that nobody has asked about for so many days
     ABANDONED = "abandoned"  # a making that has not been heard of for an hour
     ORPHAN = "orphan"  # an object that no row names; an index of a layer that is gone, or of another version
+    # Of a registry of our own:
+    ENDED = Kind.ENDED
+    DELETED = Kind.DELETED
+    UNTAGGED = Kind.UNTAGGED
+    UNREFERENCED = Kind.UNREFERENCED
+    STRAY = Kind.STRAY
+    UPLOAD = Kind.UPLOAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +131,12 @@ class Report:
     """Spools of dead makers on this host."""
     jobs: int
     """Jobs that ended a week ago."""
+    virtual: int = 0
+    """Rows of virtual tags whose derived image is gone."""
+    packed: int = 0
+    """What images were as one layer 90 days ago."""
+    signatures: int = 0
+    """Signatures of such ones."""
     failures: tuple[str, ...]
 
     @property
@@ -126,7 +149,8 @@ class Report:
         """The counts, as one line."""
         return (
             f"{'dry run, nothing is changed; ' if self.dry_run else ''}dropped: {self.total}, kept: {self.kept},"
-            f" left of dead writers: {self.unfinished}, spools: {self.spools}, old jobs: {self.jobs}"
+            f" left of dead writers: {self.unfinished}, spools: {self.spools}, old jobs: {self.jobs},"
+            f" rows of virtual tags: {self.virtual}, of packed layers: {self.packed}, signatures: {self.signatures}"
         )
 
 
@@ -141,12 +165,21 @@ class Collector:
         bounds: Bounds,
         *,
         jobs: "Jobs | None" = None,
+        virtuals: "Virtuals | None" = None,
+        packed_layers: "PackedLayers | None" = None,
+        signatures: "Signatures | None" = None,
+        garbage: "RegistryGarbage | None" = None,
         spools: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`spools` is this host's folder of spools; `clock` is held against storage's, rows have the database's."""
+        """`garbage` is the registry's, where that is ours. `spools` is this host's folder of spools.
+
+        `clock` is held against storage's; rows have the database's.
+        """
         self.registry, self.images, self.storage, self.bounds = registry, images, storage, bounds
-        self.jobs, self.spools, self.clock = jobs, spools, clock
+        self.packed_layers = packed_layers
+        self.jobs, self.virtuals, self.signatures = jobs, virtuals, signatures
+        self.garbage, self.spools, self.clock = garbage, spools, clock
 
     def collect(self, *, dry_run: bool = False) -> Report:
         """Drop what is to be dropped, and return what that was.
@@ -175,10 +208,23 @@ class _Collection:
     """How often storage has failed in a row."""
 
     def run(self) -> Report:
-        counts = {"unfinished": 0, "spools": 0, "jobs": 0}
+        counts = {"unfinished": 0, "spools": 0, "jobs": 0, "virtual": 0, "packed": 0, "signatures": 0}
         with self._going_on("rows"):
             self._rows()
             self._quota()
+        if self.by.virtuals is not None:
+            with self._going_on("virtual tags"):
+                counts["virtual"] = self.by.virtuals.sweep(dry_run=self.dry_run)
+        if self.by.signatures is not None:
+            with self._going_on("signatures"):
+                counts["signatures"] = self.by.signatures.sweep(dry_run=self.dry_run)
+        if self.by.packed_layers is not None:
+            with self._going_on("packed layers"):
+                counts["packed"] = self.by.packed_layers.sweep(older_than=PACKED_SECONDS, dry_run=self.dry_run)
+        if self.by.garbage is not None:
+            with self._going_on("rows of the registry"):
+                self.by.garbage.check()
+                self._registry(self.by.garbage)
         with self._going_on("objects"):
             self._orphans()
         with self._going_on("layer indexes"):
@@ -277,6 +323,21 @@ class _Collection:
         self._delete(Finding(reason, f"{what}{separator}{record.reference}", record.path, record.size or 0))
         return True
 
+    # --- The registry ---
+
+    def _registry(self, garbage: "RegistryGarbage") -> None:
+        """Drop what is the registry's own. What becomes nobody's by that, as layers' indexes do, is found after it."""
+        for step, found in garbage.steps(self._stays, dry_run=self.dry_run):
+            with self._going_on(step):
+                for waste in found:
+                    self.broken = 0
+                    self.dropped.append(Finding(Reason(waste.kind.value), waste.what, waste.path, waste.size))
+
+    def _stays(self, text: str, error: Exception) -> None:
+        self.broken += 1
+        self._failed(text, error)
+        self._check_storage()
+
     # --- Objects ---
 
     def _orphans(self) -> None:
@@ -334,8 +395,8 @@ class _Collection:
         self.failures[" ".join((text if error is None else f"{text}: {error}").split())] += 1
 
 
-def collector_of(services: "Services") -> Collector:
-    """Return the collector of what `services` keep."""
+def collector_of(services: "Services", *, search: bool = False) -> Collector:
+    """Return the collector of what `services` keep; `search`: for strays, every time and not once a day."""
     settings = services.settings
     return Collector(
         services.registry,
@@ -343,6 +404,10 @@ def collector_of(services: "Services") -> Collector:
         services.storage,
         Bounds(settings.keep_days, settings.quota),
         jobs=services.jobs,
+        virtuals=services.virtuals,
+        packed_layers=services.packed_layers,
+        signatures=services.signatures,
+        garbage=garbage_of(services, search=search),
         spools=settings.spool_dir,
     )
 

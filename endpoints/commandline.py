@@ -4,7 +4,7 @@ The law: heavy modules are imported by the function that needs them, as in the c
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -73,6 +73,18 @@ def compression_of(_: click.Context, __: click.Parameter, value: str | None) -> 
     from util.compression import Compression
 
     return None if value is None else Compression(value)
+
+
+def options_of(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+        if name in options:
+            raise click.BadParameter(f"{name} is given more than once")
+        options[name] = value
+    return options
 
 
 def terminated(number: int, _: object) -> NoReturn:

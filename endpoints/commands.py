@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from endpoints import admincommands
+from endpoints import accountcommands, admincommands, analysiscommand
 from endpoints.commandline import (
     Commands,
     ReadConfiguration,
     compression_of,
     examples,
     image_name,
+    options_of,
     platform_of,
     services_of,
     terminated,
@@ -128,6 +129,7 @@ def import_(read: ReadConfiguration, *, source: str, image: ImageName, private: 
         "registry-verbs derive squash acme/app:1.0 | docker load",
         "registry-verbs derive rootfs acme/app:1.0 --platform linux/arm64 -o rootfs.tar",
         "registry-verbs derive aci acme/app@sha256:0123… -o .",
+        "registry-verbs derive ext4 acme/app:1.0 --option spare=1G -o root.ext4",
     )
 )
 @click.argument("verb")
@@ -142,6 +144,14 @@ def import_(read: ReadConfiguration, *, source: str, image: ImageName, private: 
     callback=compression_of,
     help="What the image is wrapped in.  [default: what the format has]",
 )
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    callback=options_of,
+    metavar="NAME=VALUE",
+    help="What the format lets you choose, as `formats` lists it; may be repeated.",
+)
 @click.pass_obj
 def derive(
     read: ReadConfiguration,
@@ -151,6 +161,7 @@ def derive(
     output: str,
     platform: "Platform | None",
     compression: "Compression | None",
+    options: dict[str, str],
 ) -> None:
     """Write what VERB makes of an image.
 
@@ -158,17 +169,21 @@ def derive(
     telling name.
     """
     from endpoints.derive import Deriver, Wish
-    from endpoints.making import Makings
+    from endpoints.making import CLOSE_SECONDS, Makings
     from endpoints.output import STDOUT, Output
     from endpoints.progress import progress
+    from formats.formatter import InvalidOption
 
     if output == STDOUT and sys.stdout.isatty():
         raise click.UsageError("the image is binary and stdout is a terminal; say -o FILE, or pipe it")
     signal.signal(signal.SIGTERM, terminated)
     services = services_of(read)
-    wish = Wish(verb, image.namespace, image.repository, image.reference, platform, compression)
-    derived = Deriver(services).resolve(wish)
-    makings = Makings(services)
+    wish = Wish(verb, image.namespace, image.repository, image.reference, platform, compression, options)
+    try:
+        derived = Deriver(services).resolve(wish)
+    except InvalidOption as problem:
+        raise click.BadParameter(str(problem), param_hint="--option") from None
+    makings, patience = Makings(services), _STORING_SECONDS
     try:
         stream = makings.stream(derived, asked_by="registry-verbs derive")
         with (
@@ -181,14 +196,17 @@ def derive(
                 advance(len(chunk))
     except BrokenPipeError:
         sys.exit(1)  # who read has had enough, and knows it
+    except (KeyboardInterrupt, SystemExit):
+        patience = CLOSE_SECONDS
+        raise
     finally:
-        makings.close(seconds=_STORING_SECONDS)
+        makings.close(seconds=patience)
 
 
 @cli.command(epilog=examples("registry-verbs formats"))
 @click.pass_obj
 def formats(read: ReadConfiguration) -> None:
-    """List the installed formats, each with a line to copy."""
+    """List the installed formats: what each is for, its media type, a line to copy, and why it cannot be made here."""
     from endpoints.settings import Settings
     from formats import installed_formatters
 
@@ -198,6 +216,10 @@ def formats(read: ReadConfiguration) -> None:
         url = f"{settings.url_scheme}://{settings.server_hostname}/c1/{verb}/NAMESPACE/REPOSITORY/TAG"
         click.echo(f"{verb:{width}}  {formatter.summary}  [{formatter.media_type}]")
         click.echo(f"{'':{width}}  {formatter.usage.format(url=url)}")
+        for name, meaning in formatter.options.items():
+            click.echo(f"{'':{width}}  option {name}: {meaning}")
+        if formatter.unavailable is not None:
+            click.echo(f"{'':{width}}  unavailable: {formatter.unavailable}")
 
 
 @cli.command(
@@ -207,19 +229,31 @@ def formats(read: ReadConfiguration) -> None:
     )
 )
 @click.option("--dry-run", is_flag=True, help="Tell what would be dropped, and leave it.")
+@click.option("--adopt", is_flag=True, help="Say that all blobs in the storage are this registry's, unknown ones too.")
 @click.pass_obj
-def gc(read: ReadConfiguration, *, dry_run: bool) -> None:
-    """Drop derived images that are out of date, unused or too much.
+def gc(read: ReadConfiguration, *, dry_run: bool, adopt: bool) -> None:
+    """Drop derived images that are out of date, unused or too much, and the registry's garbage.
 
-    That is: whose tag has moved or is gone; not fetched for VERBS_KEEP_DAYS; the least recently fetched beyond
+    That is: images whose tag has moved or is gone; not fetched for VERBS_KEEP_DAYS; the least recently fetched beyond
     VERBS_QUOTA; and what makings that died have left. One line for each: the reason, bytes, and what it is. A server
-    does this by itself every VERBS_GC_SECONDS. Nothing of the registry's own is ever touched.
+    does this by itself every VERBS_GC_SECONDS.
+
+    Of a registry of our own also: tags that ended longer ago than their namespace keeps them, what is left of deleted
+    repositories, manifests without a tag, blobs that no manifest has had for VERBS_GRACE_SECONDS, uploads that nobody
+    went on with for VERBS_UPLOAD_SECONDS, and blobs in storage that the registry does not know. Of a Quay's registry
+    nothing is ever touched.
     """
     from endpoints.collector import collector_of
+    from endpoints.registrygarbage import adopt_storage
 
-    report = collector_of(services_of(read)).collect(dry_run=dry_run)
+    if adopt and dry_run:
+        raise click.UsageError("--adopt changes something, and --dry-run nothing: say one of them")
+    services = services_of(read)
+    if adopt:
+        adopt_storage(services)
+    report = collector_of(services, search=True).collect(dry_run=dry_run)
     for finding in report.dropped:
-        click.echo(f"{finding.reason:9}  {finding.size:>15}  {finding.what}")
+        click.echo(f"{finding.reason:12}  {finding.size:>15}  {finding.what}")
     click.echo(report.summary, err=True)
     for failure in report.failures:
         click.echo(f"registry-verbs: {failure}", err=True)
@@ -227,5 +261,5 @@ def gc(read: ReadConfiguration, *, dry_run: bool) -> None:
         sys.exit(1)
 
 
-for command in admincommands.COMMANDS:
+for command in (analysiscommand.analyze, *admincommands.COMMANDS, *accountcommands.COMMANDS):
     cli.add_command(command)

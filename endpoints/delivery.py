@@ -10,38 +10,26 @@ validators (serving.py).
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
-from urllib.parse import quote
 
 from flask import Response, json, request
 from werkzeug.datastructures import Headers
-from werkzeug.exceptions import PreconditionFailed, RequestedRangeNotSatisfiable
+from werkzeug.exceptions import RequestedRangeNotSatisfiable
 from werkzeug.http import http_date, quote_etag
 
 from data.owntables import DatabaseUnavailable
 from data.storage.base import BlobNotFound
-from endpoints import audit
+from endpoints import audit, sending
 from endpoints.audit import How
 from endpoints.derive import DerivedImage, Deriver
 from endpoints.making import Busy, Live, Makings, Stored
 from endpoints.services import Services
-from endpoints.serving import (
-    Asked,
-    NotSatisfiable,
-    Span,
-    Validators,
-    Verdict,
-    checksum_line,
-    repr_digest,
-    span,
-    verdict,
-    wants_part,
-)
+from endpoints.serving import Asked, Span, Validators, checksum_line, repr_digest, wants_part
 from endpoints.streams import Stream, close
-from endpoints.wire import part_of, sent_by_server, whole_or_cut
+from endpoints.wire import part_of, whole_or_cut
 from util.compression import Compression
 from util.problem import Missing
 
@@ -51,8 +39,25 @@ if TYPE_CHECKING:
 CHECKSUM = ".sha256"
 """What stands after the path of an image in that of its checksum, and after its name in the checksum's own."""
 
-_URL_SECONDS = 600
+SIGNATURE = ".asc"
+"""What stands there in that of its signature."""
+
+SIGNATURE_TYPE = "application/pgp-signature"
+PUBLIC_KEY_TYPE = "application/pgp-keys"
+
 _RETRY_SECONDS = 5
+
+
+class SignerNotFound(Missing):
+    """A signature that is asked for where nothing is signed."""
+
+    code = "SIGNER_UNKNOWN"
+
+
+class SignatureUnknown(Missing):
+    """The signature of an image that is not signed, in a registry that signs nothing any more."""
+
+    code = "SIGNATURE_UNKNOWN"
 
 
 class ChecksumUnknown(Missing):
@@ -75,12 +80,12 @@ class Delivery:
         """Answer with the image. Raises what makes the answer an error, before anything of it is sent."""
         asked = Asked.of(request.method, request.headers.get)
         if not asked.dated:  # the tag decides, and what is stored need not be looked up
-            decided = _by_conditions(asked, Validators(self.image.etag))
+            decided = sending.by_conditions(asked, Validators(self.image.etag))
             if decided is not None:
                 return decided
         record = self.makings.stored(self.image)
         validators = self._validators(record)
-        decided = _by_conditions(asked, validators)
+        decided = sending.by_conditions(asked, validators)
         if decided is not None:
             return decided
         if request.method == "HEAD":
@@ -105,14 +110,44 @@ class Delivery:
         if record is None and request.method == "GET":
             record = self.makings.start(self.image, asked_by=self.asked_by)
         if record is None or record.sha256 is None:
-            return self._checksum_to_come()
+            self._check_comes(ChecksumUnknown, "its checksum is unknown")
+            return self._to_come()
         validators = self._validators(record, suffix=CHECKSUM)
-        decided = _by_conditions(Asked.of(request.method, request.headers.get), validators)
+        decided = sending.by_conditions(Asked.of(request.method, request.headers.get), validators)
         if decided is not None:
             return decided
         name = self.image.file_name
         headers = _headers(validators, name + CHECKSUM, "text/plain; charset=utf-8")
         return Response(checksum_line(record.sha256, name), headers=headers)
+
+    def signature(self) -> Response:
+        """Answer with the image's detached signature in ASCII armour; until there is one, with how far its making is.
+
+        Raises SignerNotFound, SignatureUnknown, and SigningFailed where there can be none; and as `answer` does.
+        """
+        signing, settings = self.makings.signing, self.services.settings
+        if signing is None:
+            raise SignerNotFound("this registry signs nothing: SIGNING_ENGINE is not set")
+        record = self.makings.stored(self.image)
+        kept = None if record is None else signing.find(record)
+        if kept is None:
+            if record is not None and settings.readonly:
+                raise SignatureUnknown(f"{self.image} is not signed, and the registry is read-only")
+            self._check_comes(SignatureUnknown, "it is not signed")
+            if (trouble := signing.signer.trouble) is not None:  # nobody is to wait for what will not come
+                raise trouble
+            if request.method == "GET":
+                record = self.makings.start(self.image, asked_by=self.asked_by)
+                kept = None if record is None else signing.wait(record, settings.pull_seconds)
+        if kept is None:
+            return self._to_come()
+        etag = f"{self.image.etag}-{kept.created_ms}{SIGNATURE}"
+        validators = Validators(etag, kept.created_ms // 1000)
+        decided = sending.by_conditions(Asked.of(request.method, request.headers.get), validators)
+        if decided is not None:
+            return decided
+        headers = _headers(validators, self.image.file_name + SIGNATURE, SIGNATURE_TYPE)
+        return Response(kept.armoured, headers=headers)
 
     # --- What is not there yet ---
 
@@ -126,13 +161,13 @@ class Delivery:
         def generate() -> Stream | None:
             nonlocal part
             plan = Deriver(self.services).plan(self.image)
-            part = None if plan is None else _span(asked, validators, plan.size)
+            part = None if plan is None else sending.asked_span(asked, validators, plan.size)
             if plan is None or part is None or part.length == plan.size or plan.needs_all(part.offset, part.length):
                 return None
             reached = self.makings.reached(self.image)
             return None if reached is not None and reached > part.offset else plan.stream(part.offset, part.length)
 
-        if self.image.compression is not Compression.NONE:
+        if self.image.wrapping is not Compression.NONE:
             return None
         try:
             stream = self.makings.apart(generate)
@@ -150,19 +185,28 @@ class Delivery:
         if live.size is None:
             return self._body(live.chunks, self._headers(None, None), None)
         try:
-            part = _span(asked, self._validators(None), live.size)
+            part = sending.asked_span(asked, self._validators(None), live.size)
         except RequestedRangeNotSatisfiable:
             close(live.chunks)
             raise
         chunks = live.chunks if part is None else part_of(live.chunks, part.offset, part.length)
         return self._body(chunks, self._headers(None, live.size), part)
 
-    def _checksum_to_come(self) -> Response:
-        record = None
+    def _check_comes(self, unknown: type[Missing], text: str) -> None:
+        """Raise `unknown` where the image will not be stored, because the registry is read-only."""
+        if self.services.settings.readonly:
+            record = self._record()
+            if record is None or not record.lease_live:
+                raise unknown(f"{self.image} is not stored, and the registry is read-only: {text}")
+
+    def _record(self) -> "DerivedRecord | None":
         with contextlib.suppress(DatabaseUnavailable):
-            record = self.services.derived.find(self.image.key)
-        if self.services.settings.readonly and not (record is not None and record.lease_live):
-            raise ChecksumUnknown(f"{self.image} is not stored, and the registry is read-only: its checksum is unknown")
+            return self.services.derived.find(self.image.key)
+        return None
+
+    def _to_come(self) -> Response:
+        """Answer with how far the making is."""
+        record = self._record()
         status = {
             "state": "absent" if record is None else record.state,
             "bytes_done": 0 if record is None else record.bytes_done,
@@ -181,44 +225,37 @@ class Delivery:
     def _stored(self, stored: Stored, asked: Asked) -> Response:
         record = stored.record
         size = _size(record)
-        part = _span(asked, self._validators(record), size)
+        part = sending.asked_span(asked, self._validators(record), size)
         headers = self._headers(record, size)
         elsewhere = None if asked.of_us else self._elsewhere(record, headers)
         if elsewhere is not None:
             return elsewhere
-        audit.served(How.STORED if part is None else How.RANGE)
-        offset, length = (0, size) if part is None else (part.offset, part.length)
-        path = self.services.storage.preferred.local_path(record.path)
-        what = f"the stored {self.image}"
-        body = None if path is None else sent_by_server(path, offset, length, request.environ, what=what)
-        if body is not None:
-            return _answer(body, headers, part)
-        return self._body(self.makings.read(record, offset=offset, length=length).chunks, headers, part)
+        return sending.stored(
+            self.services.storage.preferred,
+            record.path,
+            size,
+            headers,
+            part=part,
+            read=lambda offset, length: self.makings.read(record, offset=offset, length=length).chunks,
+            what=f"the stored {self.image}",
+        )
 
     def _elsewhere(self, record: "DerivedRecord", headers: Headers) -> Response | None:
         """Have another one send the stored image: the storage itself, or the server before us from its disk."""
         settings, storage = self.services.settings, self.services.storage.preferred
-        if settings.accel_redirect is not None and storage.local_path(record.path) is not None:
-            audit.served(How.REDIRECTED)
-            headers["X-Accel-Redirect"] = settings.accel_redirect + quote(record.path)
-            del headers["Content-Length"]
-            return Response(headers=headers)
+        by_proxy = sending.by_proxy(settings, storage, record.path, headers)
         wanted = "Authorization" not in request.headers if self.redirect is None else self.redirect
-        if settings.proxy_storage or not wanted:
-            return None
-        url = storage.direct_download_url(
+        if by_proxy is not None or not wanted:
+            return by_proxy
+        return sending.by_storage(
+            settings,
+            storage,
             record.path,
-            seconds=_URL_SECONDS,
+            headers,
+            status=HTTPStatus.FOUND,
             file_name=self.image.file_name,
             media_type=self.image.media_type,
         )
-        if url is None:
-            return None
-        audit.served(How.REDIRECTED)
-        sent = {"Content-Type", "Content-Length", "Content-Disposition", "Accept-Ranges", "Cache-Control"}
-        kept = [(name, value) for name, value in headers if name not in sent]
-        # The URL is good for a while and for everybody who has it.
-        return Response(status=HTTPStatus.FOUND, headers=[("Location", url), ("Cache-Control", "no-store"), *kept])
 
     # --- Headers ---
 
@@ -246,7 +283,7 @@ class Delivery:
     def _body(self, chunks: Iterator[bytes], headers: Headers, part: Span | None) -> Response:
         has_length = "Content-Length" in headers
         body = whole_or_cut(chunks, request.environ, what=str(self.image), has_length=has_length)
-        return _answer(body, headers, part)
+        return sending.answer(body, headers, part)
 
 
 def _headers(validators: Validators, file_name: str, media_type: str) -> Headers:
@@ -259,38 +296,6 @@ def _headers(validators: Validators, file_name: str, media_type: str) -> Headers
     headers["Content-Disposition"] = f'attachment; filename="{file_name}"'
     headers["X-Content-Type-Options"] = "nosniff"
     return headers
-
-
-def _answer(body: Iterable[bytes], headers: Headers, part: Span | None) -> Response:
-    """Answer with `body`, which is `part` of what `headers` tell of, or the whole."""
-    if part is None:
-        return Response(body, headers=headers, direct_passthrough=True)
-    headers["Content-Range"] = part.content_range
-    headers["Content-Length"] = str(part.length)
-    return Response(body, HTTPStatus.PARTIAL_CONTENT, headers, direct_passthrough=True)
-
-
-def _by_conditions(asked: Asked, validators: Validators) -> Response | None:
-    """Answer that nothing has changed; None where all is to be sent. Raises PreconditionFailed."""
-    match verdict(asked, validators):
-        case Verdict.SEND:
-            return None
-        case Verdict.FAILED:
-            raise PreconditionFailed(f'the image has the ETag "{validators.etag}", and a condition wants another one')
-        case Verdict.NOT_MODIFIED:
-            audit.served(How.NOT_MODIFIED)
-            headers = {"ETag": quote_etag(validators.etag), "Cache-Control": "no-cache"}
-            answer = Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
-            del answer.headers["Content-Type"]
-            return answer
-
-
-def _span(asked: Asked, validators: Validators, size: int) -> Span | None:
-    """Return the part that is asked for, None for the whole. Raises RequestedRangeNotSatisfiable."""
-    try:
-        return span(asked, validators, size)
-    except NotSatisfiable:
-        raise RequestedRangeNotSatisfiable(size, description=f"there are {size} bytes") from None
 
 
 def _size(record: "DerivedRecord") -> int:

@@ -12,24 +12,23 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from data.registry import BlobLocation
-from endpoints.image import BlobNotRegistered, ImageFinder, Layer
+from endpoints.image import ImageFinder, Layer
+from endpoints.packing import Packing
 from endpoints.services import Services
 from endpoints.streams import Stream, started, verified
-from formats.tarimageformatter import SourceImage, TarImageFormatter
+from formats.formatter import Formatter, SourceImage
 from util.compression import Compression, compressed, compression_revision
 from util.layerindex import LayerIndex
 from util.oci import Platform
-from util.problem import Damaged, Missing
+from util.problem import Missing, Unavailable
 from util.streamlayerformat import LayerSource, StreamLayerMerger
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _COMPRESSED = {Compression.GZIP: "application/gzip", Compression.ZSTD: "application/zstd"}
-_LOOKUPS = 8
 
 
 class VerbNotFound(Missing):
@@ -42,15 +41,18 @@ class VerbNotFound(Missing):
         super().__init__(f"there is no verb {verb!r}; there are: {', '.join(self.existing)}")
 
 
-class BlobCutShort(Damaged):
-    """A blob that has another length in storage than the registry says."""
+class VerbUnavailable(Unavailable):
+    """A verb that is installed, and that something is missing for."""
 
-    code = "BLOB_CUT_SHORT"
+    code = "VERB_UNAVAILABLE"
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What somebody asks for. `reference` is a tag or a manifest's digest; None means the default."""
+    """What somebody asks for. `reference` is a tag or a manifest's digest; None means the default.
+
+    `options` are the format's, as they were written.
+    """
 
     verb: str
     namespace: str
@@ -58,6 +60,7 @@ class Wish:
     reference: str
     platform: Platform | None = None
     compression: Compression | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class DerivedImage:
 
     key: str
     source: SourceImage
-    formatter: TarImageFormatter
+    formatter: Formatter
     compression: Compression
     layers: tuple[Layer, ...]
     tagged_ms: int | None = None
@@ -86,14 +89,20 @@ class DerivedImage:
         reference = tag.replace(":", "-")[:19] if ":" in tag else tag
         image = "_".join((self.source.namespace, *self.source.repository.split("/"), reference))
         extension = self.formatter.file_extension
-        # A format with a name of its own keeps it, whatever wraps it: rkt wants `.aci`.
-        suffix = self.compression.suffix if extension.endswith(".tar") else ""
+        # A name that means something wrapped keeps it, whatever wraps it: rkt wants `.aci`.
+        wrapped = not extension.endswith(".tar") and self.formatter.default_compression is not Compression.NONE
+        suffix = "" if wrapped else self.wrapping.suffix
         return _UNSAFE.sub("-", f"{image}-{self.source.platform}") + extension + suffix
 
     @property
+    def wrapping(self) -> Compression:
+        """What the bytes are wrapped in as a whole: the compression, unless that is of a layer within."""
+        return Compression.NONE if self.formatter.packs else self.compression
+
+    @property
     def media_type(self) -> str:
-        """What the bytes are: the compression's type, or the format's own."""
-        return _COMPRESSED.get(self.compression, self.formatter.media_type)
+        """What the bytes are: the wrapping's type, or the format's own."""
+        return _COMPRESSED.get(self.wrapping, self.formatter.media_type)
 
     def __str__(self) -> str:
         return f"{self.formatter.verb} of {self.source.namespace}/{self.source.repository}:{self.source.tag}"
@@ -127,19 +136,23 @@ class Deriver:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._finder = ImageFinder(services.registry, services.storage, services.permission)
+        self._packing = Packing(services)
 
     def resolve(self, wish: Wish) -> DerivedImage:
         """Return the image that `wish` means. Reads no layer.
 
-        Raises what ImageFinder.find raises, Denied first of all, and VerbNotFound.
+        Raises what ImageFinder.find raises, Denied first of all, VerbNotFound, InvalidOption, and VerbUnavailable.
         """
         settings = self._services.settings
         formatter = self._services.formatters.get(wish.verb)
         if formatter is None:
             raise VerbNotFound(wish.verb, self._services.formatters)
+        formatter = formatter.with_options(wish.options)
         image = self._finder.find(wish.namespace, wish.repository, wish.reference, wish.platform)
+        if formatter.unavailable is not None:
+            raise VerbUnavailable(f"{formatter.verb} cannot be made here: {formatter.unavailable}")
         compression = formatter.default_compression if wish.compression is None else wish.compression
-        identity = {
+        identity: dict[str, object] = {
             "manifest": str(image.manifest_digest),
             "verb": formatter.verb,
             "revision": formatter.revision,
@@ -150,6 +163,10 @@ class Deriver:
             "tag": wish.reference,
             "platform": str(image.platform),
         }
+        if formatter.program is not None:
+            identity["program"] = formatter.program
+        if formatter.chosen:
+            identity["options"] = dict(formatter.chosen)
         wrapping = {"compression": str(compression), "compression_revision": compression_revision(compression)}
         source = SourceImage(
             host=settings.server_hostname,
@@ -168,11 +185,12 @@ class Deriver:
     def planned_size(self, image: DerivedImage) -> int | None:
         """Return how large `image` will be when it is made, None where only making it would tell. Reads no layer.
 
-        It is known where the image is uncompressed and all its layers are indexed. Raises what `generate` raises about
-        layers that are missing, or cannot be merged or expressed.
+        It is known where the image is unwrapped, its format can tell, and all its layers are indexed. Raises what
+        `generate` raises about layers that are missing, or cannot be merged or expressed.
         """
-        if image.compression is not Compression.NONE:
+        if image.wrapping is not Compression.NONE:
             return None
+        image = self._packing.told(image)
         blobs = self._blobs(image)
         indexes = [index for blob in blobs if (index := self._services.indexes.peek(blob)) is not None]
         if len(indexes) < len(blobs):
@@ -180,14 +198,18 @@ class Deriver:
         return image.formatter.size(image.source, self._rootfs(image, blobs, indexes))
 
     def plan(self, image: DerivedImage) -> Planned | None:
-        """Return what `image` will be, None for one that is compressed. Reads the layers that are not indexed yet.
+        """Return what `image` will be, None for one that is wrapped, or whose format has to make it to know.
+
+        Reads the layers that are not indexed yet.
 
         Raises what `generate` raises about layers.
         """
-        if image.compression is not Compression.NONE:
+        if image.wrapping is not Compression.NONE:
             return None
+        image = self._packing.told(image)
         rootfs = self._merged(image)
-        return Planned(image, rootfs, image.formatter.size(image.source, rootfs))
+        size = image.formatter.size(image.source, rootfs)
+        return None if size is None else Planned(image, rootfs, size)
 
     def generate(self, image: DerivedImage) -> Stream:
         """Return `image` as it is being generated; nothing is kept of it.
@@ -197,8 +219,10 @@ class Deriver:
         when nothing can be raised any more.
         """
         rootfs = self._merged(image)
-        size = image.formatter.size(image.source, rootfs) if image.compression is Compression.NONE else None
-        chunks = compressed(image.formatter.stream_generator(image.source, rootfs), image.compression)
+        image = self._packing.packed(image, rootfs)
+        size = image.formatter.size(image.source, rootfs) if image.wrapping is Compression.NONE else None
+        made = image.formatter.stream(image.source, rootfs, folder=self._services.settings.spool_dir)
+        chunks = self._packing.watched(image, compressed(made, image.wrapping))
         return Stream(started(verified(chunks)), size)
 
     def _merged(self, image: DerivedImage) -> StreamLayerMerger:
@@ -207,22 +231,8 @@ class Deriver:
         return self._rootfs(image, blobs, self._services.indexes.many(blobs, [layer.diff_id for layer in image.layers]))
 
     def _blobs(self, image: DerivedImage) -> list[BlobLocation]:
-        """Return where each layer lies, base first, after looking whether it does. Raises Damaged."""
-        wanted = {layer.digest for layer in image.layers}
-        found = self._services.registry.blobs(image.source.namespace, image.source.repository, wanted)
-        for layer in image.layers:
-            if layer.digest not in found:
-                raise BlobNotRegistered(f"layer {layer.digest} is not among the repository's blobs")
-        # One after the other would be a round trip to S3 for each of a hundred layers.
-        with ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="blob") as pool:
-            for _ in pool.map(self._check_blob, found.values()):
-                pass
-        return [found[layer.digest] for layer in image.layers]
-
-    def _check_blob(self, blob: BlobLocation) -> None:
-        size = self._services.storage.size(blob.locations, blob.path)
-        if blob.size is not None and size != blob.size:
-            raise BlobCutShort(f"layer {blob.digest} has {size} bytes in storage and should have {blob.size}")
+        """Return where each layer lies, base first. Raises Damaged."""
+        return self._finder.blobs(image.source.namespace, image.source.repository, image.layers)
 
     def _rootfs(
         self, image: DerivedImage, blobs: Sequence[BlobLocation], indexes: Sequence[LayerIndex]
@@ -232,7 +242,12 @@ class Deriver:
             LayerSource(blob.digest, blob.size, index, partial(storage.open, blob.locations, blob.path))
             for blob, index in zip(blobs, indexes, strict=True)
         ]
-        rootfs = StreamLayerMerger(sources, path_prefix=image.formatter.path_prefix, limits=self._services.limits)
+        rootfs = StreamLayerMerger(
+            sources,
+            path_prefix=image.formatter.path_prefix,
+            changes=image.formatter.changes(image.source),
+            limits=self._services.limits,
+        )
         image.formatter.check(image.source, rootfs)
         return rootfs
 

@@ -4,22 +4,30 @@ The law: nothing happens at import time, and the extension keeps no application.
 one's `extensions`; so one extension serves several.
 """
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from endpoints import admin, metrics
-from endpoints.access import Permission, PublicOnly
-from endpoints.audit import AUDIT, Audit, remote_user
+from endpoints import admin, analysis, metrics, v2
+from endpoints.access import AccountPermission, Permission, PublicOnly, ReadPermission, of_host
+from endpoints.audit import AUDIT, Audit
 from endpoints.background import Background
+from endpoints.caller import TOKENS, caller
+from endpoints.caller import who as asking
 from endpoints.celeryapp import teller
 from endpoints.collecting import collecting
+from endpoints.indexing import INDEXING, Indexing
 from endpoints.jobpool import Ended, MakeServices
 from endpoints.making import MAKINGS, Makings
 from endpoints.priming import check_rules
 from endpoints.services import Services, make_services, operators_services
 from endpoints.settings import Settings
+from endpoints.signer import Signer, SigningFailed
+from endpoints.tokens import Tokens
 from endpoints.verbs import EXTENSION, blueprint
+from endpoints.virtualimages import VIRTUAL_IMAGES, VirtualImages
 from util.problem import Problem
 
 if TYPE_CHECKING:
@@ -28,6 +36,8 @@ if TYPE_CHECKING:
     from data.database import Engine
     from data.storage.base import Storage
     from data.storage.distributed import DistributedStorage
+
+log = logging.getLogger(__name__)
 
 _OWN = "registry_verbs_own_services"  # whether a host has brought some of them along
 
@@ -50,10 +60,11 @@ class RegistryVerbs:
         *,
         engine: "Engine | None" = None,
         storage: "DistributedStorage | Storage | None" = None,
-        permission: Permission | None = None,
-        who: Callable[[], str | None] = remote_user,
+        permission: Permission | ReadPermission | None = None,
+        who: Callable[[], str | None] = asking,
         url_prefix: str = "/c1",
         admin_prefix: str | None = None,
+        v2_prefix: str | None = None,
     ) -> None:
         if app is not None:
             self.init_app(
@@ -64,6 +75,7 @@ class RegistryVerbs:
                 who=who,
                 url_prefix=url_prefix,
                 admin_prefix=admin_prefix,
+                v2_prefix=v2_prefix,
             )
 
     def init_app(
@@ -72,27 +84,43 @@ class RegistryVerbs:
         *,
         engine: "Engine | None" = None,
         storage: "DistributedStorage | Storage | None" = None,
-        permission: Permission | None = None,
-        who: Callable[[], str | None] = remote_user,
+        permission: Permission | ReadPermission | None = None,
+        who: Callable[[], str | None] = asking,
         url_prefix: str = "/c1",
         admin_prefix: str | None = None,
+        v2_prefix: str | None = None,
     ) -> None:
-        """Put the verbs on `app` under `url_prefix`, and the admin API under `admin_prefix` if it is to be there.
+        """Put the verbs on `app` under `url_prefix`, and the admin API and `/v2` where they are given a prefix.
 
-        `engine` leads to the registry's database, and only reads it; `storage` holds its blobs, and gets what is
-        derived of them; `permission` is asked within each request, and `who` for the audit's log. What is not given is
-        made from the settings, and then public repositories are everybody's. Raises InvalidSetting.
+        `engine` leads to the registry's database, which is only read unless VERBS_REGISTRY is `own`; `storage` holds
+        its blobs, and gets what is derived of them; `permission` is asked within each request, and `who` for the
+        audit's log. What is not given is made from the settings, and then the registry's accounts and their permissions
+        count. Raises InvalidSetting.
         """
         settings = Settings.parse(app.config)
-        services = app.extensions[EXTENSION] = make_services(
-            settings,
-            engine=engine,
-            storage=storage,
-            permission=PublicOnly(settings.anonymous_access) if permission is None else permission,
-        )
-        jobs = app.extensions[EXTENSION].jobs
-        metrics.look_up(app, "registry_verbs_jobs", "Jobs by state.", "state", lambda: dict(jobs.counts()))
-        app.extensions[MAKINGS] = Makings(app.extensions[EXTENSION], watcher=metrics)
+        if engine is not None and "VERBS_REGISTRY" not in app.config:
+            settings = replace(settings, own_registry=False)  # a host's database is the host's, until that says more
+        asked = PublicOnly(settings.anonymous_access) if permission is None else of_host(permission)
+        services = make_services(settings, engine=engine, storage=storage, permission=asked)
+        if permission is None:
+            ours = AccountPermission(services.accounts, caller, settings.anonymous_access)
+            services = replace(services, permission=ours)
+        app.extensions[EXTENSION] = services
+        app.extensions[TOKENS] = Tokens(settings)
+        jobs = services.jobs
+        metrics.look_up(app, "registry_verbs_jobs", "Jobs by state.", "state", lambda: dict(jobs.counts().items()))
+        if services.signer is not None:
+            _check(services.signer)
+            metrics.look_up(
+                app,
+                "registry_verbs_signer_up",
+                "Whether what is made can be signed: 1, or 0.",
+                "engine",
+                partial(_signer_up, services.signer),
+            )
+        app.extensions[MAKINGS] = Makings(services, watcher=metrics)
+        app.extensions[INDEXING] = Indexing(services)
+        app.extensions[VIRTUAL_IMAGES] = VirtualImages(services, app.extensions[MAKINGS])
         app.extensions[AUDIT] = Audit(settings.audit_log, who, frozenset(services.formatters))
         app.register_blueprint(blueprint, url_prefix=url_prefix)
         check_rules(settings.prime, services.formatters)
@@ -100,6 +128,9 @@ class RegistryVerbs:
         if admin_prefix is not None:
             app.extensions[admin.TELL] = teller(settings)
             app.register_blueprint(admin.blueprint, url_prefix=admin_prefix)
+            app.register_blueprint(analysis.blueprint, url_prefix=f"{admin_prefix}/analysis")
+        if v2_prefix is not None:
+            app.register_blueprint(v2.blueprint, url_prefix=v2_prefix)
 
     def start_background(
         self, app: "Flask", *, make_services: MakeServices | None = None, ended: Ended | None = None
@@ -127,3 +158,19 @@ class RegistryVerbs:
             make_services = partial(operators_services, configuration)
         Background(services, make_services, ended=ended).start()
         collecting(services).start()
+
+
+def _check(signer: Signer) -> None:
+    """Have the log say at once that nothing can be signed. Everything else can be done all the same."""
+    try:
+        signer.check()
+    except SigningFailed as problem:
+        log.error("nothing can be signed, and every signature is an error: %s", problem)  # noqa: TRY400 no traceback
+    else:
+        log.info("what is made is signed by the key %s", signer.fingerprint)
+    finally:
+        signer.close()  # whoever only begins others has no use for a key
+
+
+def _signer_up(signer: Signer) -> dict[str, float]:
+    return {"gpg2": float(signer.trouble is None)}

@@ -4,11 +4,13 @@ The law: permission is asked before anything is looked at, and what is answered 
 refusal.
 """
 
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data.registry import Registry, RepositoryNotFound
+from data.registry import BlobLocation, Registry, RepositoryInfo, RepositoryNotFound
 from data.storage.distributed import DistributedStorage
-from endpoints.access import Permission, check
+from endpoints.access import Action, Denied, Permission, check
 from util.digest import Digest, verified
 from util.oci import (
     INDEX_OCI,
@@ -21,6 +23,8 @@ from util.oci import (
     parse_manifest,
 )
 from util.problem import Damaged, Problem
+
+_LOOKUPS = 8
 
 
 class NamespaceDisabled(Problem):
@@ -39,6 +43,12 @@ class BlobNotRegistered(Damaged):
     """A blob that a manifest names and the repository does not have."""
 
     code = "BLOB_UNKNOWN"
+
+
+class BlobCutShort(Damaged):
+    """A blob that has another length in storage than the registry says."""
+
+    code = "BLOB_CUT_SHORT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,56 @@ class Image:
     tagged_ms: int | None = None
 
 
+def repository_for(
+    registry: Registry,
+    permission: Permission,
+    namespace: str,
+    repository: str,
+    *,
+    action: Action = Action.READ,
+    absent: tuple[Action, ...] = (),
+) -> RepositoryInfo:
+    """Return what is known of a repository, to who may do `action` with it; for one that is not there, any of `absent`.
+
+    Without `absent` that is `action`, too.
+    Raises Denied before anything else, the same whether or not there is one, and after as much work; then
+    RepositoryNotFound, NamespaceDisabled, NotAnImageRepository.
+    """
+    ways = absent or (action,)
+    try:
+        info = registry.repository(namespace, repository)
+    except RepositoryNotFound:
+        refusals = _refusals(permission, namespace, repository, ways)
+        if len(refusals) < len(ways):
+            raise
+        # In vain, but for the time that it takes: who is refused shall not tell by that whether there is one.
+        _refusals(permission, namespace, repository, {action}.difference(ways))
+        raise refusals[0] from None
+    try:
+        check(permission, namespace, repository, public=info.public, action=action)
+    except Denied:
+        _refusals(permission, namespace, repository, set(ways).difference({action}))
+        raise
+    if not info.namespace_enabled:
+        raise NamespaceDisabled(f"the namespace {namespace} has been disabled")
+    if info.kind != "image":
+        raise NotAnImageRepository(
+            f"{namespace}/{repository} is of kind {info.kind!r}; only those of kind 'image' hold images"
+        )
+    return info
+
+
+def _refusals(permission: Permission, namespace: str, repository: str, actions: Iterable[Action]) -> list[Denied]:
+    """Return what refuses those of `actions` that are not allowed, with a repository that is not public."""
+    refusals = []
+    for action in actions:
+        try:
+            check(permission, namespace, repository, public=False, action=action)
+        except Denied as problem:
+            refusals.append(problem)
+    return refusals
+
+
 class ImageFinder:
     """Finds images in a registry, for those who may read them."""
 
@@ -75,7 +135,7 @@ class ImageFinder:
         Raises Denied before anything else; then NamespaceDisabled, NotAnImageRepository, and what look-ups and
         documents raise: Missing, Unsupported, Malformed, TooLarge, Damaged.
         """
-        self._check_repository(namespace, repository)
+        repository_for(self._registry, self._permission, namespace, repository)
         found = self._registry.manifest(namespace, repository, reference)
         manifest = parse_manifest(found.content, found.media_type)
         told: Platform | None = None
@@ -99,19 +159,25 @@ class ImageFinder:
         ImageIndex(INDEX_OCI, (alone,)).choose(platform)  # an image by itself suits whom it would suit in an index
         return Image(found.digest, actual, config, layers, tagged_ms)
 
-    def _check_repository(self, namespace: str, repository: str) -> None:
-        try:
-            info = self._registry.repository(namespace, repository)
-        except RepositoryNotFound:
-            check(self._permission, namespace, repository, public=False)
-            raise
-        check(self._permission, namespace, repository, public=info.public)
-        if not info.namespace_enabled:
-            raise NamespaceDisabled(f"the namespace {namespace} has been disabled")
-        if info.kind != "image":
-            raise NotAnImageRepository(
-                f"{namespace}/{repository} is of kind {info.kind!r}; only those of kind 'image' hold images"
-            )
+    def blobs(self, namespace: str, repository: str, layers: Sequence[Layer]) -> list[BlobLocation]:
+        """Return where each layer lies, in their order, after looking whether it does, and whole.
+
+        Raises BlobNotRegistered, BlobNotFound, BlobCutShort.
+        """
+        found = self._registry.blobs(namespace, repository, {layer.digest for layer in layers})
+        for layer in layers:
+            if layer.digest not in found:
+                raise BlobNotRegistered(f"layer {layer.digest} is not among the repository's blobs")
+        # One after the other would be a round trip to S3 for each of a hundred layers.
+        with ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="blob") as pool:
+            for _ in pool.map(self._check_blob, found.values()):
+                pass
+        return [found[layer.digest] for layer in layers]
+
+    def _check_blob(self, blob: BlobLocation) -> None:
+        size = self._storage.size(blob.locations, blob.path)
+        if blob.size is not None and size != blob.size:
+            raise BlobCutShort(f"layer {blob.digest} has {size} bytes in storage and should have {blob.size}")
 
     def _config(self, namespace: str, repository: str, descriptor: Descriptor) -> ImageConfig:
         blob = self._registry.blobs(namespace, repository, [descriptor.digest]).get(descriptor.digest)

@@ -80,12 +80,16 @@ class Maker:
         storage: Storage,
         folder: str,
         watcher: Watcher,
+        stored: Callable[[], object],
         ended: Callable[["Maker"], None],
     ) -> None:
-        """`folder` is for spools; `ended` is called as soon as nobody should follow any more."""
+        """`folder` is for spools; `stored` is called when the image is there for all, and raises nothing.
+
+        `ended` is called as soon as nobody should follow any more.
+        """
         self._what, self._verb, self._generate = what, verb, generate
         self._rows, self._storage, self._folder, self._watcher = rows, storage, folder, watcher
-        self._ended = ended
+        self._stored, self._ended = stored, ended
         self._thread: threading.Thread | None = None
         self._settled, self._done, self._stopping = threading.Event(), threading.Event(), threading.Event()
         self._lost = self._unwanted = False
@@ -176,6 +180,7 @@ class Maker:
             seconds = time.monotonic() - began
             log.info("%s is stored: %d bytes in %.1f s", self._what, size, seconds)
             self._watcher.making_ended(self._verb, seconds=seconds, size=size)
+            self._stored()
         else:
             self._error = error if isinstance(error, Exception) else MakingGivenUp(f"{self._what}: {error!r}")
             self._abort()

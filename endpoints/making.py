@@ -23,6 +23,7 @@ from endpoints import following, spool
 from endpoints.heart import Heart
 from endpoints.maker import Maker, Nobody, NotKept, Watcher
 from endpoints.origins import BytesDiffer, How, Live, Plain, Serving, Source, Spooled, Stored, alone, lasting
+from endpoints.signing import Signing
 from endpoints.spool import Ending, MakerGone, MakingFailed
 from endpoints.streams import Stream, read_through, started
 from util.problem import Problem
@@ -87,6 +88,8 @@ class Makings:
         self._limit = settings.max_makings or _PER_CORE * (os.cpu_count() or 1)
         self._watcher = watcher or Nobody()
         self._host = socket.gethostname()
+        signer = services.signer
+        self.signing = None if signer is None else Signing(signer, services.signatures, self._rows, self.read)
         self.forget()
         _ALL.add(self)
 
@@ -112,6 +115,19 @@ class Makings:
         except _NotAnswered:
             return None
         return record if record is not None and record.state is State.COMPLETE else None
+
+    def kept(self, key: str) -> DerivedRecord | None:
+        """Return the record of a complete image after looking that its object is there, None where it is not.
+
+        It counts as fetched. Raises DatabaseUnavailable and StorageUnavailable.
+        """
+        record = self._rows.find(key)
+        if record is None or record.state is not State.COMPLETE:
+            return None
+        try:
+            return self._checked(record).record
+        except (_LookAgain, _NotAnswered):
+            return None
 
     def read(self, record: DerivedRecord, *, offset: int = 0, length: int | None = None) -> Stream:
         """Return `length` bytes from `offset` of a complete image, to its end when None. Raises what storage raises."""
@@ -191,12 +207,24 @@ class Makings:
         for maker in makers:
             maker.join(max(end - time.monotonic(), 0))
         self._heart.stop(max(end - time.monotonic(), 0))
+        if self.signing is not None:
+            self.signing.close(max(end - time.monotonic(), 0))
 
     def reached(self, image: "DerivedImage") -> int | None:
         """Return how many bytes of `image` can be followed at once, None where it is not being made by this process."""
         maker = self._running.get(image.key)
         progress = None if maker is None else maker.progress
         return None if progress is None else progress[1]
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Count one more among what is being made, for work on an image that makes none. Raises Busy."""
+        with self._lock:
+            self._take_place(urgent=False)
+        try:
+            yield
+        finally:
+            self._give_place()
 
     def apart(self, generate: Callable[[], Stream | None]) -> Stream | None:
         """Return what `generate` gives, counted among what is being made until it is closed. Raises Busy before that.
@@ -338,6 +366,7 @@ class Makings:
                 storage=self._storage,
                 folder=self._folder,
                 watcher=self._watcher,
+                stored=partial(self._stored, image.key),
                 ended=partial(self._ended, image.key),
             )
         try:
@@ -419,6 +448,10 @@ class Makings:
     def _give_place(self) -> None:
         with self._lock:
             self._busy -= 1
+
+    def _stored(self, key: str) -> None:
+        if self.signing is not None:
+            self.signing.begin(key)
 
     def _ended(self, key: str, maker: Maker) -> None:
         with self._lock:

@@ -88,6 +88,15 @@ class _Metrics:
         self.takeovers: Final = Counter(
             "registry_verbs_lease_takeovers", "Makings begun because the lease of another had run out."
         )
+        self.registry_requests: Final = Counter(
+            "registry_verbs_registry_requests", "Requests to /v2 that have ended.", ("route", "status")
+        )
+        self.registry_sent: Final = Counter(
+            "registry_verbs_registry_sent_bytes", "Bytes that /v2 handed to clients.", ("route",)
+        )
+        self.signing_failures: Final = Counter(
+            "registry_verbs_signing_failures", "Signatures that could not be made, those of checks among them."
+        )
         self.failures: Final = Counter(
             "registry_verbs_failures",
             "Problems by code: of an answer before its first byte, of a body, of a making.",
@@ -133,6 +142,26 @@ def answered(
             getattr(metrics, _CACHE[how]).labels(verb).inc()
 
 
+def registry_answered(
+    route: str,
+    *,
+    status: int,
+    how: str | None,  # noqa: ARG001 a pull is the same however it is sent
+    size: int,
+    first_byte: float | None,  # noqa: ARG001
+    complete: bool,
+    get: bool,  # noqa: ARG001
+) -> None:
+    """Count an answer of /v2 that has ended; `route` is the name of its function."""
+    with _counting():
+        metrics = _of_process()
+        metrics.registry_requests.labels(route, str(status)).inc()
+        if size:
+            metrics.registry_sent.labels(route).inc(size)
+        if not complete:
+            metrics.cut.labels(route).inc()
+
+
 _CACHE = {
     "stored": "hits",
     "redirected": "hits",
@@ -174,6 +203,12 @@ def failed(stage: str, error: BaseException | str | None) -> None:
     with _counting():
         code = error.code if isinstance(error, Problem) else error if isinstance(error, str) else "UNKNOWN"
         _of_process().failures.labels(stage, code if _CODE.fullmatch(code) else "UNKNOWN").inc()
+
+
+def signing_failed() -> None:
+    """Count a signature that could not be made."""
+    with _counting():
+        _of_process().signing_failures.inc()
 
 
 class _Looked:

@@ -7,141 +7,34 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-_TIME = {"type": ["string", "null"], "format": "date-time"}
-_TEXT = {"type": "string"}
-_MAYBE = {"type": ["string", "null"]}
-_COUNT = {"type": "integer", "minimum": 0}
-_BYTES = {"type": ["integer", "null"], "minimum": 0}
-_KEY = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-_COMPRESSION = {"type": "string", "enum": ["none", "gzip", "zstd"]}
-_JOB_STATE = {"type": "string", "enum": ["queued", "running", "done", "failed", "cancelled"]}
-_STATE = {"type": "string", "enum": ["generating", "complete", "failed"]}
-
-
-def _told(schema: dict[str, Any], description: str) -> dict[str, Any]:
-    return {**schema, "description": description}
-
-
-def _object(**properties: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an object that has these fields, all of them, and no others."""
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
-def _forms(verbs: Iterable[str]) -> dict[str, Any]:
-    """Return the fields that say what is to be made of each image."""
-    return {
-        "verbs": {
-            "type": "array",
-            "items": _TEXT,
-            "minItems": 1,
-            "description": "What to make of each image. Installed are: " + ", ".join(verbs),
-            "examples": [["squash"]],
-        },
-        "platforms": {
-            "type": ["array", "null"],
-            "items": {"type": "string", "pattern": "^[^/]+/[^/]+(/[^/]+)?$"},
-            "description": "For which platforms. Without it: the default one of each image.",
-            "examples": [["linux/amd64", "linux/arm64"]],
-        },
-        "compression": {
-            "anyOf": [_COMPRESSION, {"type": "null"}],
-            "description": "What they are wrapped in. Without it: what the format has.",
-        },
-    }
-
-
-def _request(verbs: Iterable[str]) -> dict[str, Any]:
-    forms = _forms(verbs)
-    images = {"type": "array", "items": _TEXT, "minItems": 1, "examples": [["acme/app:1.0", "acme/app@sha256:…"]]}
-    repositories = _told(_TEXT, "A glob of NAMESPACE/REPOSITORY; `*` stands for anything, slashes too.")
-    tags = _told(_TEXT, "A glob of tags. Without it: all.")
-    return {
-        "oneOf": [
-            {
-                "title": "By name",
-                "type": "object",
-                "properties": {"images": images, **forms},
-                "required": ["images", "verbs"],
-                "additionalProperties": False,
-            },
-            {
-                "title": "By globs",
-                "type": "object",
-                "properties": {"repositories": repositories, "tags": tags, **forms},
-                "required": ["repositories", "verbs"],
-                "additionalProperties": False,
-            },
-        ],
-        "examples": [{"repositories": "acme/*", "tags": "v*", "verbs": ["squash"], "platforms": ["linux/amd64"]}],
-    }
-
-
-_JOB = _object(
-    id=_told(_TEXT, "Rises with time."),
-    group=_told(_TEXT, "Common to what was asked for at once."),
-    state=_JOB_STATE,
-    verb=_TEXT,
-    namespace=_TEXT,
-    repository=_TEXT,
-    reference=_told(_TEXT, "A tag, or a manifest's digest."),
-    manifest_digest=_told(_MAYBE, "What the reference meant when it was asked for."),
-    platform=_told(_MAYBE, "As it was asked for; null is the default."),
-    compression=_told(_MAYBE, "As it was asked for; null is what the format has."),
-    key=_told({"anyOf": [_KEY, {"type": "null"}]}, "The derived image's key, as soon as it is known."),
-    bytes_done=_told(_BYTES, "How much is made, while it is running."),
-    bytes_total=_told(_BYTES, "Of how much, where that is known before the end."),
-    asked_by=_told(_MAYBE, "The name of a token, `VERBS_PRIME` for a rule, or who was at the command line."),
-    reason=_told(_MAYBE, "Why it failed, or why the last attempt did."),
-    attempts=_COUNT,
-    worker=_MAYBE,
-    created=_TIME,
-    started=_told(_TIME, "When the last attempt began."),
-    finished=_TIME,
-    due=_told(_TIME, "When somebody looks at it next; null once it has ended."),
-)
-
-_DERIVED = _object(
-    key=_told(_KEY, "Names the bytes; also their ETag."),
-    state=_STATE,
-    live=_told({"type": "boolean"}, "Whether it is being made, by somebody who is heard of."),
-    verb=_TEXT,
-    namespace=_TEXT,
-    repository=_TEXT,
-    reference=_TEXT,
-    manifest_digest=_TEXT,
-    platform=_TEXT,
-    compression=_COMPRESSION,
-    media_type=_TEXT,
-    file_name=_TEXT,
-    size=_told(_BYTES, "In bytes, once it is complete."),
-    sha256=_told({"anyOf": [_KEY, {"type": "null"}]}, "Of the bytes, once it is complete."),
-    bytes_done=_COUNT,
-    bytes_total=_BYTES,
-    asked_by=_MAYBE,
-    reason=_told(_MAYBE, "Why it could not be made."),
-    attempts=_COUNT,
-    host=_told(_TEXT, "Who makes it, or made it."),
-    created=_TIME,
-    completed=_TIME,
-    fetched=_told(_TIME, "When it was asked for last."),
-)
-
-_ERRORS = _object(
-    errors={
-        "type": "array",
-        "minItems": 1,
-        "items": _object(code={"type": "string", "pattern": "^[A-Z][A-Z0-9_]+$"}, message=_TEXT, detail={}),
-    }
+from endpoints.apischemas import (
+    ANALYSIS,
+    ANALYZED_LAYER,
+    COUNT,
+    DERIVED,
+    ERRORS,
+    JOB,
+    JOB_STATE,
+    STATE,
+    TEXT,
+    an_object,
+    of,
+    request,
 )
 
 _PROBLEMS = {
     "400": "A body or a parameter that cannot be used; the message names it and what is allowed.",
-    "401": "No token, or one that is not valid.",
+    "401": "Nobody, or a token or a login that is not valid.",
+    "403": "It concerns no repository that you administer, or may read, or more than such; or there is no such thing.",
     "404": "Nothing is there under this name; the message says what is missing.",
+    "405": "The repository is for something else than images.",
     "409": "It cannot be done as things stand: the registry is read-only, or the job has ended.",
+    "415": "It is no container image, but an artifact.",
     "422": "What is asked for is too much at once, or an image that breaks its specification.",
+    "429": "Too many logins of this user failed; Retry-After says when the next is looked at.",
     "500": "The server failed; its log says why.",
-    "503": "The database or the storage does not answer.",
+    "502": "What is stored is not what the registry says: layers are absent, cut short or other bytes.",
+    "503": "The database or the storage does not answer, or as many images are being made as may be.",
 }
 
 
@@ -150,22 +43,18 @@ def _parameter(name: str, where: str, schema: dict[str, Any], description: str) 
 
 
 def _filter(name: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
-    return _parameter(name, "query", schema or _TEXT, f"Only those of this {name}.")
+    return _parameter(name, "query", schema or TEXT, f"Only those of this {name}.")
 
 
 _PAGE = [
-    _parameter("after", "query", _TEXT, "Begin behind this one; the Link of a page has it."),
+    _parameter("after", "query", TEXT, "Begin behind this one; the Link of a page has it."),
     _parameter(
         "limit", "query", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "At most so many."
     ),
 ]
-_LINK = {"Link": {"schema": _TEXT, "description": 'The next page, `rel="next"`; absent on the last. RFC 8288.'}}
-_JOB_ID = _parameter("id", "path", _TEXT, "A job's id.")
-_DERIVED_KEY = _parameter("key", "path", _TEXT, "A derived image's key.")
-
-
-def _of(name: str) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{name}"}
+_LINK = {"Link": {"schema": TEXT, "description": 'The next page, `rel="next"`; absent on the last. RFC 8288.'}}
+_JOB_ID = _parameter("id", "path", TEXT, "A job's id.")
+_DERIVED_KEY = _parameter("key", "path", TEXT, "A derived image's key.")
 
 
 def _json(schema: dict[str, Any], description: str, **more: Any) -> dict[str, Any]:
@@ -175,7 +64,7 @@ def _json(schema: dict[str, Any], description: str, **more: Any) -> dict[str, An
 def _operation(
     name: str, summary: str, answers: dict[str, Any], *problems: str, tag: str, public: bool = False, **more: Any
 ) -> dict[str, Any]:
-    problems = (*problems, "500", "503") if public else ("401", *problems, "500", "503")
+    problems = (*problems, "500", "503") if public else ("401", "403", "429", *problems, "500", "503")
     responses = answers | {status: {"$ref": f"#/components/responses/{status}"} for status in problems}
     return {
         "operationId": name,
@@ -189,10 +78,10 @@ def _operation(
 
 def _paths() -> dict[str, Any]:
     jobs, derived = (
-        _object(jobs={"type": "array", "items": _of("Job")}),
-        _object(derived={"type": "array", "items": _of("Derived")}),
+        an_object(jobs={"type": "array", "items": of("Job")}),
+        an_object(derived={"type": "array", "items": of("Derived")}),
     )
-    body = {"required": True, "content": {"application/json": {"schema": _of("Request")}}}
+    body = {"required": True, "content": {"application/json": {"schema": of("Request")}}}
     return {
         "/jobs": {
             "post": _operation(
@@ -211,13 +100,13 @@ def _paths() -> dict[str, Any]:
                 tag="jobs",
                 parameters=[
                     _filter("group"), _filter("namespace"), _filter("repository"), _filter("verb"),
-                    _filter("state", _JOB_STATE), *_PAGE,
+                    _filter("state", JOB_STATE), *_PAGE,
                 ],
             ),
             "delete": _operation(
                 "cancelJobs",
                 "Cancel what has not ended of the jobs that were asked for at once.",
-                {"200": _json(_object(cancelled=_COUNT), "How many were cancelled.")},
+                {"200": _json(an_object(cancelled=COUNT), "How many were cancelled.")},
                 "400", "409",
                 tag="jobs",
                 parameters=[{**_filter("group"), "required": True}],
@@ -225,11 +114,11 @@ def _paths() -> dict[str, Any]:
         },
         "/jobs/{id}": {
             "parameters": [_JOB_ID],
-            "get": _operation("showJob", "Show a job.", {"200": _json(_of("Job"), "The job.")}, "404", tag="jobs"),
+            "get": _operation("showJob", "Show a job.", {"200": _json(of("Job"), "The job.")}, "404", tag="jobs"),
             "delete": _operation(
                 "cancelJob",
                 "Cancel a job; what runs stops within seconds.",
-                {"200": _json(_of("Job"), "The job, which is cancelled.")},
+                {"200": _json(of("Job"), "The job, which is cancelled.")},
                 "404", "409",
                 tag="jobs",
             ),
@@ -242,7 +131,7 @@ def _paths() -> dict[str, Any]:
                 "400",
                 tag="derived images",
                 parameters=[
-                    _filter("namespace"), _filter("repository"), _filter("verb"), _filter("state", _STATE), *_PAGE,
+                    _filter("namespace"), _filter("repository"), _filter("verb"), _filter("state", STATE), *_PAGE,
                 ],
             ),
         },
@@ -251,7 +140,7 @@ def _paths() -> dict[str, Any]:
             "get": _operation(
                 "showDerived",
                 "Show a derived image.",
-                {"200": _json(_of("Derived"), "The derived image.")},
+                {"200": _json(of("Derived"), "The derived image.")},
                 "404",
                 tag="derived images",
             ),
@@ -261,6 +150,25 @@ def _paths() -> dict[str, Any]:
                 {"204": {"description": "It is gone."}},
                 "404", "409",
                 tag="derived images",
+            ),
+        },
+        "/analysis/{namespace}/{repository}/{tag}": {
+            "parameters": [
+                _parameter("namespace", "path", TEXT, "The image's namespace."),
+                _parameter("repository", "path", TEXT, "Its repository, which may have slashes."),
+                _parameter("tag", "path", TEXT, "A tag, or a manifest's digest."),
+            ],
+            "get": _operation(
+                "analyze",
+                "Tell what the layers of an image bring and waste, for all who may read it.",
+                {"200": _json(of("Analysis"), "The analysis.")},
+                "400", "404", "405", "415", "422", "502",
+                tag="about images",
+                parameters=[
+                    _parameter("platform", "query", TEXT, "Of an image for several: OS/ARCHITECTURE[/VARIANT]."),
+                    _parameter("all", "query", {"type": "boolean", "default": False}, "Whether to list all paths."),
+                ],
+                security=[{}, {"token": []}, {"login": []}],
             ),
         },
         "/openapi.json": {
@@ -286,10 +194,11 @@ def document(base: str, *, verbs: Iterable[str]) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": base}],
-        "security": [{"token": []}],
+        "security": [{"token": []}, {"login": []}],
         "tags": [
             {"name": "jobs", "description": "What was asked for ahead."},
             {"name": "derived images", "description": "What is there, is being made, or could not be made."},
+            {"name": "about images", "description": "What they are made of."},
             {"name": "about", "description": "The API itself."},
         ],
         "paths": _paths(),
@@ -298,12 +207,27 @@ def document(base: str, *, verbs: Iterable[str]) -> dict[str, Any]:
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "An admin token: `registry-verbs admin-token create NAME`.",
-                }
+                    "description": "An admin token (`registry-verbs admin-token create NAME`), which may do everything;"
+                    " or a token of `/v2/auth`.",
+                },
+                "login": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "A user's or a robot's name and password. A superuser may do everything; others ask"
+                    " for images of repositories that they administer, and list jobs and derived images of one such"
+                    " with `namespace` and `repository`.",
+                },
             },
-            "schemas": {"Request": _request(verbs), "Job": _JOB, "Derived": _DERIVED, "Errors": _ERRORS},
+            "schemas": {
+                "Request": request(verbs),
+                "Job": JOB,
+                "Derived": DERIVED,
+                "Analysis": ANALYSIS,
+                "AnalyzedLayer": ANALYZED_LAYER,
+                "Errors": ERRORS,
+            },
             "responses": {
-                status: _json(_of("Errors"), description, **_challenge(status))
+                status: _json(of("Errors"), description, **_challenge(status))
                 for status, description in _PROBLEMS.items()
             },
         },
@@ -313,7 +237,7 @@ def document(base: str, *, verbs: Iterable[str]) -> dict[str, Any]:
 def _challenge(status: str) -> dict[str, Any]:
     if status != "401":
         return {}
-    return {"headers": {"WWW-Authenticate": {"schema": _TEXT, "description": "`Bearer`. RFC 6750."}}}
+    return {"headers": {"WWW-Authenticate": {"schema": TEXT, "description": "`Bearer` and `Basic`. RFC 6750, 7617."}}}
 
 
 def _version() -> str:

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
-from data.database import now_ms
 from data.jobs import Job, NewJob
 from data.marks import Marks
 from data.registry import Registry, TagEvent
+from data.tables import now_ms
 from endpoints.derive import VerbNotFound
 from endpoints.rules import Forms, ImageName, InvalidRequest, Rule, Selection
 from endpoints.services import Services

@@ -114,6 +114,12 @@ class Selection:
         namespace = self.repositories.partition("/")[0]
         return None if _MAGIC.search(namespace) else namespace
 
+    @property
+    def repository(self) -> tuple[str, str] | None:
+        """The one repository that can match, by namespace and name; None where the glob may mean several."""
+        namespace, slash, repository = self.repositories.partition("/")
+        return (namespace, repository) if slash and not _MAGIC.search(self.repositories) else None
+
     def has_repository(self, namespace: str, repository: str) -> bool:
         return self._repositories.match(f"{namespace}/{repository}") is not None
 

@@ -17,9 +17,9 @@ from typing import Any
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
-from endpoints import background, making, metrics
-from endpoints.audit import OneLine, RequestIds
+from endpoints import background, indexing, making, metrics
 from endpoints.extension import RegistryVerbs
+from endpoints.loglines import OneLine, RequestIds
 
 THREADS = 16
 """Downloads at once in one worker. A stream waits for its client most of the time; compression runs without the GIL."""
@@ -99,6 +99,7 @@ def _worker_began(worker: Any) -> None:
         timer.daemon = True
         timer.start()
         threading.Thread(target=background.stop_all, daemon=True).start()  # others may take its jobs at once
+        threading.Thread(target=indexing.stop_all, daemon=True).start()
         worker.handle_exit(number, frame)
 
     signal.signal(signal.SIGTERM, stop)
@@ -106,4 +107,5 @@ def _worker_began(worker: Any) -> None:
 
 def _worker_ends(_: Any, __: Any) -> None:
     background.stop_all()
+    indexing.stop_all()
     making.close_all()

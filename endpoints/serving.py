@@ -136,9 +136,7 @@ def span(asked: Asked, validators: Validators, size: int) -> Span | None:
         return Span(size - length, length, size) if length else None
     first = _number(one[1])
     last = _number(one[2]) if one[2] else size - 1
-    if one[2] and last < first:
-        return None
-    if first >= size:
+    if first >= size or (one[2] and last < first):  # RFC 9110, 14.2 lets a server refuse what means nothing
         raise NotSatisfiable
     return Span(first, min(last, size - 1) - first + 1, size)
 

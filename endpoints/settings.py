@@ -17,12 +17,11 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from endpoints.rules import InvalidRequest, Rule
+from util.bytesize import parse_bytes
 from util.problem import Problem
 
 DEFAULT_DATA_DIR = "var"
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?::[0-9]{1,5})?")
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_SIZE = re.compile(r"([0-9]+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 class InvalidSetting(Problem):
@@ -40,12 +39,20 @@ class Location:
 
 
 @dataclass(frozen=True, slots=True)
+class SigningKey:
+    """The key that signs, as Quay names it: what gpg calls it, and the files that hold it and its public half."""
+
+    name: str
+    private_file: str
+    public_file: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Every setting, checked. `Settings.parse({})` is a working set-up on SQLite and a folder under `var/`."""
 
     data_dir: str = DEFAULT_DATA_DIR
     db_uri: str = f"sqlite:///{DEFAULT_DATA_DIR}/registry.db"
-    embedded_database: bool = True
     own_db_uri: str = f"sqlite:///{DEFAULT_DATA_DIR}/registry.db"
     spool_dir: str = f"{DEFAULT_DATA_DIR}/spool"
     storage_config: Mapping[str, Location] = field(default_factory=dict)
@@ -71,8 +78,25 @@ class Settings:
     audit_log: str | None = None
     accel_redirect: str | None = None
     proxies: int = 0
+    own_registry: bool = True
+    secret_key: str | None = None
+    database_secret_key: str | None = None
+    superusers: frozenset[str] = frozenset()
+    superusers_full_access: bool = True
+    app_specific_tokens: bool = True
+    private_on_push: bool = True
+    library_namespace: str | None = "library"
+    max_layer: int | None = None
+    url_seconds: int = 60
+    token_seconds: int = 300
+    grace_seconds: int = 3600
+    upload_seconds: int = 86400
+    pull_seconds: int = 20
+    signing_key: SigningKey | None = None
 
     KEYS: ClassVar[tuple[str, ...]]
+    FILES: ClassVar[tuple[str, ...]] = ("GPG2_PRIVATE_KEY_FILENAME", "GPG2_PUBLIC_KEY_FILENAME")
+    """The keys that name files which lie beside the configuration's own."""
 
     @classmethod
     def parse(cls, configuration: Mapping[str, Any]) -> "Settings":
@@ -85,13 +109,18 @@ class Settings:
             "default": Location("LocalStorage", {"storage_path": str(PurePath(data_dir, "storage"))})
         }
         preference = _preference(read, storages)
+        own_registry = read.get("VERBS_REGISTRY", "quay" if "DB_URI" in read else "own") == "own"
+        library = read.get("LIBRARY_NAMESPACE", "library") if read.get("FEATURE_LIBRARY_SUPPORT", True) else None
         db_uri = read.get("DB_URI", f"sqlite:///{quote(str(PurePath(data_dir, 'registry.db')), safe='/')}")
         return cls(
             data_dir=data_dir,
             db_uri=db_uri,
-            embedded_database="DB_URI" not in read,
+            own_registry=own_registry,
+            superusers_full_access=read.get("FEATURE_SUPERUSERS_FULL_ACCESS", own_registry),
+            library_namespace=library,
             own_db_uri=read.get("VERBS_DB_URI", db_uri),
             spool_dir=read.get("VERBS_SPOOL_DIR", str(PurePath(data_dir, "spool"))),
+            signing_key=_signing_key(read),
             storage_config=MappingProxyType(storages),
             storage_preference=preference,
             **{name: read[key] for key, name in _PLAIN.items() if key in read},
@@ -114,6 +143,15 @@ def _preference(read: Mapping[str, Any], storages: Mapping[str, Location]) -> tu
                 raise _refused(key, name, f"names of DISTRIBUTED_STORAGE_CONFIG: {', '.join(storages)}")
     preferred = read.get("DISTRIBUTED_STORAGE_PREFERENCE") or read.get("DISTRIBUTED_STORAGE_DEFAULT_LOCATIONS") or ()
     return tuple(dict.fromkeys((*preferred, *storages)))
+
+
+def _signing_key(read: Mapping[str, Any]) -> SigningKey | None:
+    if "SIGNING_ENGINE" not in read:
+        return None
+    for key in ("GPG2_PRIVATE_KEY_NAME", *Settings.FILES):
+        if key not in read:
+            raise InvalidSetting(f"{key} is not set, and SIGNING_ENGINE {read['SIGNING_ENGINE']} needs it")
+    return SigningKey(read["GPG2_PRIVATE_KEY_NAME"], *(read[key] for key in Settings.FILES))
 
 
 def _refused(key: str, value: object, allowed: str) -> InvalidSetting:
@@ -179,9 +217,8 @@ def _count_or_none(key: str, value: object) -> int:
 
 def _bytes(key: str, value: object) -> int:
     text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    match = _SIZE.fullmatch(text) if text.isascii() else None
-    size = int(match[1]) * _UNITS[match[2].upper()] if match else 0
-    if size == 0:
+    size = parse_bytes(text)
+    if not size:
         raise _refused(key, value, "a number of bytes above zero, also written as 500M, 20G or 1T")
     return size
 
@@ -216,12 +253,23 @@ def _storages(key: str, value: object) -> dict[str, Location]:
     return storages
 
 
-def _names(key: str, value: object) -> tuple[str, ...]:
-    allowed = 'a list of storage names, e.g. ["default"]'
+def _names(key: str, value: object, allowed: str = 'a list of storage names, e.g. ["default"]') -> tuple[str, ...]:
     value = _structure(key, value, allowed)
     if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(name, str) for name in value):
         raise _refused(key, value, allowed)
     return tuple(value)
+
+
+def _usernames(key: str, value: object) -> frozenset[str]:
+    return frozenset(_names(key, value, 'a list of user names, e.g. ["admin"]'))
+
+
+def _secret(key: str, value: object) -> str:
+    if isinstance(value, bytes):  # as a Flask application may have its own
+        value = value.hex()
+    if not isinstance(value, (str, int)) or isinstance(value, bool) or not str(value):
+        raise _refused(key, "…", "a text that is not empty")
+    return str(value)  # never shown in an error
 
 
 def _rules(key: str, value: object) -> tuple[Rule, ...]:
@@ -259,8 +307,27 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "FEATURE_ANONYMOUS_ACCESS": _flag,
     "FEATURE_PROXY_STORAGE": _flag,
     "FEATURE_EXTENDED_REPOSITORY_NAMES": _flag,
+    "SECRET_KEY": _secret,
+    "DATABASE_SECRET_KEY": _secret,
+    "SUPER_USERS": _usernames,
+    "FEATURE_SUPERUSERS_FULL_ACCESS": _flag,
+    "FEATURE_APP_SPECIFIC_TOKENS": _flag,
+    "CREATE_PRIVATE_REPO_ON_PUSH": _flag,
+    "FEATURE_LIBRARY_SUPPORT": _flag,
+    "LIBRARY_NAMESPACE": _text,
+    "MAXIMUM_LAYER_SIZE": _bytes,
+    "SIGNING_ENGINE": _choice("gpg2"),
+    "GPG2_PRIVATE_KEY_NAME": _text,
+    "GPG2_PRIVATE_KEY_FILENAME": _text,
+    "GPG2_PUBLIC_KEY_FILENAME": _text,
     "VERBS_DATA_DIR": _text,
     "VERBS_DB_URI": _database,
+    "VERBS_REGISTRY": _choice("own", "quay"),
+    "VERBS_URL_SECONDS": _count,
+    "VERBS_TOKEN_SECONDS": _count,
+    "VERBS_GRACE_SECONDS": _count,
+    "VERBS_UPLOAD_SECONDS": _count,
+    "VERBS_PULL_SECONDS": _count_or_none,
     "VERBS_MAX_ENTRIES": _count,
     "VERBS_MAX_SIZE": _bytes,
     "VERBS_MAX_MAKINGS": _count,
@@ -300,5 +367,16 @@ _PLAIN = {
     "VERBS_AUDIT_LOG": "audit_log",
     "VERBS_ACCEL_REDIRECT": "accel_redirect",
     "VERBS_PROXIES": "proxies",
+    "SECRET_KEY": "secret_key",
+    "DATABASE_SECRET_KEY": "database_secret_key",
+    "SUPER_USERS": "superusers",
+    "FEATURE_APP_SPECIFIC_TOKENS": "app_specific_tokens",
+    "CREATE_PRIVATE_REPO_ON_PUSH": "private_on_push",
+    "MAXIMUM_LAYER_SIZE": "max_layer",
+    "VERBS_URL_SECONDS": "url_seconds",
+    "VERBS_TOKEN_SECONDS": "token_seconds",
+    "VERBS_GRACE_SECONDS": "grace_seconds",
+    "VERBS_UPLOAD_SECONDS": "upload_seconds",
+    "VERBS_PULL_SECONDS": "pull_seconds",
 }
 Settings.KEYS = tuple(_READERS)

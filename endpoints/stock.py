@@ -99,6 +99,15 @@ def cancel_group(services: Services, group_id: str) -> int:
     return cancelled
 
 
+def repositories_of_group(services: Services, group_id: str) -> set[tuple[str, str]]:
+    """Return namespace and name of the repositories whose images were asked for at once."""
+    found, after = set(), None
+    while page := services.jobs.list(group_id=group_id, after=after):
+        found |= {(each.namespace, each.repository) for each in page}
+        after = page[-1].id
+    return found
+
+
 def progress(services: Services, jobs: Iterable[Job]) -> dict[str, Made]:
     """Return how far those of `jobs` have come that are running, by their ids, as far as it is known."""
     found = {}

@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from io import FileIO
 from typing import Any
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _PIECE = 256 << 10  # where the server reads the file after all: over TLS
+_UNREAD = 64 << 10  # of a body that nobody wants, at a time
 
 
 class ConnectionCut(Exception):
@@ -132,6 +134,43 @@ class FilePart:
         size = os.fstat(self._file.fileno()).st_size
         if size < self._end:
             raise StoredImageCut(f"{self._what} has a file of {size} bytes, where {self._end} should be")
+
+
+@contextlib.contextmanager
+def patience(environ: Mapping[str, Any], seconds: float) -> Iterator[None]:
+    """Have reading the request's body raise where nothing comes for so long: the client has gone without a word.
+
+    Servers other than gunicorn wait as they will.
+    """
+    connection = environ.get("gunicorn.socket")
+    if connection is None:
+        yield
+        return
+    before = connection.gettimeout()
+    connection.settimeout(seconds)
+    try:
+        yield
+    finally:
+        connection.settimeout(before)
+
+
+def read_on(environ: Mapping[str, Any], *, seconds: float = 30, silence: float = 5) -> None:
+    """Read what is left of the request's body, for nothing, once the answer is out; at most for so long.
+
+    Many a client reads no answer before it has sent everything, and a connection that is closed on bytes that nobody
+    has read is reset: the client would never see why. One that sends nothing for `silence` seconds is given up too.
+    Servers other than gunicorn have ways of their own.
+    """
+    connection = environ.get("gunicorn.socket")
+    if connection is None:
+        return
+    until = time.monotonic() + seconds
+    try:
+        with patience(environ, silence):
+            while time.monotonic() < until and environ["wsgi.input"].read(_UNREAD):
+                pass
+    except Exception as error:  # noqa: BLE001 every server has errors of its own for a client that has gone
+        log.debug("the rest of a body was not read: %s", error)
 
 
 def _reset(environ: Mapping[str, Any]) -> None:
