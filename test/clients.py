@@ -10,13 +10,31 @@ PACKAGES = {
     "actool": "appc-spec",
     "aria2c": "aria2",
     "bsdtar": "libarchive-tools",
+    "busybox": "busybox-static",
     "curl": "curl",
+    "debugfs": "e2fsprogs",
+    "dumpe2fs": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "gpg": "gnupg",
+    "gpgconf": "gnupg",
     "gzip": "gzip",
+    "lxc": "lxd-client",
+    "lxd": "lxd",
+    "mksquashfs": "squashfs-tools",
     "nginx": "nginx-light",
     "podman": "podman",
+    "rdsquashfs": "squashfs-tools-ng",
+    "resize2fs": "e2fsprogs",
+    "runc": "runc",
     "skopeo": "skopeo",
+    "systemd-import": "systemd-container",
+    "systemd-nspawn": "systemd-container",
+    "systemd-pull": "systemd-container",
     "tar": "tar",
+    "tar2sqfs": "squashfs-tools-ng",
     "umoci": "umoci",
+    "unsquashfs": "squashfs-tools",
+    "unshare": "util-linux",
     "wget": "wget",
     "zstd": "zstd",
 }
@@ -24,7 +42,7 @@ PACKAGES = {
 
 def program(name: str) -> str:
     """Return where `name` is. Fails the test where it is missing."""
-    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin:/lib/systemd")
     if path is None:
         pytest.fail(f"{name} is not installed (Debian package {PACKAGES[name]})")
     return path

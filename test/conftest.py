@@ -5,10 +5,16 @@ ten times as many stacks of layers, and at other ones each time.
 """
 
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
+from data.database import Engine
+from data.owntables import upgrade
 from test.clients import PACKAGES
+from test.databases import OWN_KINDS, database
 
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", settings.get_profile("suite"), derandomize=False, max_examples=1000)
@@ -27,3 +33,11 @@ def pytest_report_header() -> list[str]:
         f"missing: {', '.join(missing)}; tests that ask these programs will fail",
         f"missing: on Debian, apt-get install {' '.join(sorted(set(missing.values())))}",
     ]
+
+
+@pytest.fixture(params=OWN_KINDS)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """Return an engine with our own tables, which are empty, on each kind of database."""
+    with database(request.param, tmp_path) as engine:
+        upgrade(engine)
+        yield engine

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Self
@@ -40,6 +40,7 @@ from test.images import Image, Layer, Layout
 from test.layers import file
 from test.place import Place
 from test.server import Running, served
+from test.waiting import eventually
 
 LEASE_SECONDS = 2
 """How long a maker need not be heard of, where a test waits for that: half a minute would be too long."""
@@ -209,13 +210,8 @@ class Fleet:
         return max(sizes)
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60, *, what: str = "") -> Any:
-    """Return what `condition` returns once that is true. Fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not (outcome := condition()):
-        assert time.monotonic() < deadline, what or "it does not come about"
-        time.sleep(0.02)
-    return outcome
+wait_until = partial(eventually, seconds=60)
+"""Wait as long as a machine that is busy with faults may take."""
 
 
 def memory(pid: int) -> int:

@@ -99,6 +99,9 @@ class FaultyStorage(Storage):
         writer = self.inner.create(path)
         return _FaultyWriter(writer, self._orders, path) if path.startswith(_DERIVED) else writer
 
+    def copy(self, source: str, target: str) -> None:
+        self.inner.copy(source, target)
+
     def delete(self, path: str) -> None:
         self._obey("delete", path)
         self.inner.delete(path)

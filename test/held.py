@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from test.waiting import eventually
+
 ROOT = Path(__file__).parent.parent
 _HOLD = """
 import os, time
@@ -50,10 +52,7 @@ class Held:
 
     def wait(self, count: int = 1) -> set[int]:
         """Return the processes that have halted, as soon as there are `count`."""
-        end = time.monotonic() + 30
-        while len(self.halted()) < count:
-            assert time.monotonic() < end, "nothing has halted"
-            time.sleep(0.02)
+        eventually(lambda: len(self.halted()) >= count, seconds=30, what="nothing has halted")
         return self.halted()
 
     def go_on(self) -> None:

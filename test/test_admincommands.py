@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from test.held import Held, gone
 from test.images import Image, Layer
 from test.layers import file
 from test.place import Place
+from test.waiting import eventually
 
 PROGRAM = [sys.executable, "-c", "import app; app.main()"]
 SMALL = Image([Layer([file(b"etc/hostname", b"here\n")])])
@@ -56,12 +57,28 @@ def run(place: Place, *arguments: str, **more: str) -> "subprocess.CompletedProc
     )
 
 
-def eventually(holds: Callable[[], Any], *, seconds: float = 30) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := holds()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return value
+@contextlib.contextmanager
+def started(
+    place: Place, *arguments: str, seconds: float, **more: str
+) -> "Iterator[tuple[subprocess.Popen[str], str]]":
+    """Give a process and its first line, read the others, and tell it to end, which it does within `seconds`."""
+    with subprocess.Popen(
+        [*PROGRAM, *arguments],
+        env=environment(place, **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        reader = threading.Thread(target=process.stdout.read)
+        reader.start()
+        try:
+            yield process, said
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(seconds)
+            reader.join()
 
 
 # --- prime ------------------------------------------------------------------------------------------------------------
@@ -131,7 +148,7 @@ def test_prime_shows_how_far_it_is_on_a_terminal(place: Place, tmp_path: Path) -
     terminal = environment(place, TERM="xterm", VERBS_LEASE_SECONDS="2", **held.environment)
     with on_a_terminal(command, terminal) as (running, shown):
         held.wait()
-        eventually(lambda: b"rootfs of acme/large:v1" in shown and b"MiB" in shown)
+        eventually(lambda: b"rootfs of acme/large:v1" in shown and b"MiB" in shown, seconds=30)
         held.go_on()
     assert running.returncode == 0
     assert b"derived images" in shown
@@ -161,7 +178,7 @@ def test_prime_waits_for_what_somebody_else_makes(place: Place, tmp_path: Path) 
     with subprocess.Popen(command, env=environment(place, **held.environment)) as first:
         held.wait()
         with on_a_terminal(command, environment(place, TERM="xterm")) as (second, shown):
-            eventually(lambda: b"rootfs of acme/large:v1" in shown)
+            eventually(lambda: b"rootfs of acme/large:v1" in shown, seconds=30)
             time.sleep(1)
             assert second.poll() is None
             held.go_on()
@@ -272,20 +289,9 @@ def test_a_token_is_shown_once_and_opens_the_api_until_it_is_revoked(place: Plac
 
 @contextlib.contextmanager
 def working(place: Place, **more: str) -> "Iterator[subprocess.Popen[str]]":
-    with subprocess.Popen(
-        [*PROGRAM, "worker", "--processes", "1"],
-        env=environment(place, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "Waiting for jobs\n"
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
+    with started(place, "worker", "--processes", "1", seconds=30, **more) as (process, said):
+        assert said == "Waiting for jobs\n"
+        yield process
 
 
 def test_a_worker_without_a_broker_looks_into_the_database_and_at_the_rules(place: Place) -> None:
@@ -293,9 +299,9 @@ def test_a_worker_without_a_broker_looks_into_the_database_and_at_the_rules(plac
     run(place, "prime", "acme/app:v1", "--verb", "squash", "--detach")
     services = place.services()
     with working(place, VERBS_PRIME=rules, VERBS_PRIME_SECONDS="1") as worker:
-        eventually(lambda: len(services.jobs.list(state=JobState.DONE)) == 1)
+        eventually(lambda: len(services.jobs.list(state=JobState.DONE)) == 1, seconds=30)
         place.push("acme/app:v3", SMALL)
-        eventually(lambda: len(services.jobs.list(state=JobState.DONE)) == 2)
+        eventually(lambda: len(services.jobs.list(state=JobState.DONE)) == 2, seconds=30)
     assert worker.returncode == 0
 
 
@@ -311,23 +317,8 @@ def test_a_worker_with_a_bad_rule_says_so_and_does_not_begin(place: Place) -> No
 
 @contextlib.contextmanager
 def serving(place: Place, **more: str) -> "Iterator[tuple[subprocess.Popen[str], str]]":
-    with subprocess.Popen(
-        [*PROGRAM, "serve", "--port", "0", "--workers", "2"],
-        env=environment(place, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[2]
-        reader = threading.Thread(target=process.stdout.read)
-        reader.start()
-        try:
-            yield process, url
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-            reader.join()
+    with started(place, "serve", "--port", "0", "--workers", "2", seconds=60, **more) as (process, said):
+        yield process, said.split()[2]
 
 
 def ask(url: str, token: str, body: dict[str, Any]) -> Any:
@@ -343,7 +334,7 @@ def test_a_server_makes_what_is_asked_for_by_itself(place: Place) -> None:
     with serving(place) as (_, url):
         body = {"repositories": "acme/*", "tags": "v*", "verbs": ["squash", "rootfs"]}
         assert len(ask(url, token, body)["jobs"]) == 4
-        eventually(lambda: len(services.jobs.list(state=JobState.DONE)) == 4)
+        eventually(lambda: len(services.jobs.list(state=JobState.DONE)) == 4, seconds=30)
         assert len({job.worker for job in services.jobs.list()}) == 1, "one process of a machine makes ahead"
         with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
             metrics = answer.read().decode()
@@ -368,7 +359,7 @@ def test_a_server_that_is_started_again_finds_its_jobs(place: Place, tmp_path: P
     assert job.state is JobState.QUEUED
     held.go_on()
     with serving(place):
-        eventually(lambda: stock.job(services, job.id).state is JobState.DONE)
+        eventually(lambda: stock.job(services, job.id).state is JobState.DONE, seconds=30)
     assert len(place.derived()) == 1
 
 
@@ -384,7 +375,7 @@ def test_another_process_of_a_server_takes_over_from_one_that_is_killed(place: P
         os.kill(int((job.worker or "").rpartition(":")[2]), signal.SIGKILL)
         assert gone(child)
         held.go_on()
-        done = eventually(lambda: [each for each in services.jobs.list() if each.state is JobState.DONE])
+        done = eventually(lambda: [each for each in services.jobs.list() if each.state is JobState.DONE], seconds=30)
     assert [(each.id, each.attempts) for each in done] == [(job.id, 2)]
 
 
@@ -414,7 +405,7 @@ def test_a_host_makes_nothing_ahead_unless_it_asks(place: Place, host: Flask) ->
     assert behind() == []
     job = queued(place)
     verbs.start_background(host)
-    eventually(lambda: stock.job(place.services(), job.id).state is JobState.DONE)
+    eventually(lambda: stock.job(place.services(), job.id).state is JobState.DONE, seconds=30)
     background.stop_all()
     assert behind() == []
 
@@ -425,7 +416,7 @@ def test_a_host_with_services_of_its_own_has_to_say_how_they_are_made(place: Pla
         verbs.start_background(host)
     job = queued(place)
     verbs.start_background(host, make_services=_Made(place.configuration))
-    eventually(lambda: stock.job(place.services(), job.id).state is JobState.DONE)
+    eventually(lambda: stock.job(place.services(), job.id).state is JobState.DONE, seconds=30)
 
 
 class _Made:
@@ -457,7 +448,7 @@ def test_a_folder_that_cannot_be_locked_in_stops_nobody(place: Place, caplog: py
     job = queued(place)
     try:
         RegistryVerbs().start_background(app)
-        eventually(lambda: stock.job(place.services(), job.id).state is JobState.DONE)
+        eventually(lambda: stock.job(place.services(), job.id).state is JobState.DONE, seconds=30)
     finally:
         background.stop_all()
     assert "every process makes images ahead" in caplog.text

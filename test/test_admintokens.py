@@ -3,9 +3,7 @@
 import hashlib
 import re
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
@@ -13,15 +11,7 @@ from sqlalchemy import Connection, text
 from data import admintokens
 from data.admintokens import AdminTokens, InvalidTokenName, TokenNameTaken
 from data.database import Engine
-from data.owntables import DatabaseUnavailable, changing, database_now_ms, reading, upgrade
-from test.databases import OWN_KINDS, database
-
-
-@pytest.fixture(params=OWN_KINDS)
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with database(request.param, tmp_path) as engine:
-        upgrade(engine)
-        yield engine
+from data.owntables import DatabaseUnavailable, changing, database_now_ms, reading
 
 
 @pytest.fixture

@@ -24,6 +24,19 @@ def test_a_file_is_read_and_the_environment_stands_above_it(tmp_path: Path) -> N
     assert read["REGISTRY_STATE"] == "readonly"
 
 
+def test_files_of_keys_lie_beside_the_configuration_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("GPG2_PRIVATE_KEY_FILENAME: private.gpg\n")
+    environ = {"GPG2_PUBLIC_KEY_FILENAME": "/etc/keys/public.gpg"}
+    assert read_configuration({"VERBS_CONFIG": str(file), **environ}) == {
+        "GPG2_PRIVATE_KEY_FILENAME": f"{tmp_path}/private.gpg",
+        "GPG2_PUBLIC_KEY_FILENAME": "/etc/keys/public.gpg",
+    }
+    assert read_configuration({"GPG2_PRIVATE_KEY_FILENAME": "private.gpg"}) == {
+        "GPG2_PRIVATE_KEY_FILENAME": "private.gpg"
+    }
+
+
 def test_a_misspelt_variable_of_ours_is_not_passed_over() -> None:
     with pytest.raises(InvalidSetting, match="VERBS_DATADIR is not a setting; did you mean VERBS_DATA_DIR"):
         create_app(read_configuration({"VERBS_DATADIR": "/data"}))
@@ -65,6 +78,26 @@ def test_every_application_is_its_own(tmp_path: Path) -> None:
         "a.host",
         "b.host",
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "there"),
+    [
+        ("/c1", "/c1/"),
+        ("/v2//acme/app/manifests/1.0?a=b", "/v2/acme/app/manifests/1.0?a=b"),
+        ("/c1/aci/registry/acme/app/1.0/aci/linux/amd64", "/c1/aci/registry/acme/app/1.0/aci/linux/amd64/"),
+    ],
+)
+def test_no_redirect_leads_from_a_proxy_s_tls_into_the_clear(tmp_path: Path, path: str, there: str) -> None:
+    client = create_app({"VERBS_DATA_DIR": str(tmp_path), "PREFERRED_URL_SCHEME": "https"}).test_client()
+    answer = client.get(path, base_url="http://registry.example.com")
+    assert (answer.status_code, answer.headers["Location"]) == (308, there)
+
+
+def test_the_lines_to_copy_have_the_setting_s_scheme(tmp_path: Path) -> None:
+    client = create_app({"VERBS_DATA_DIR": str(tmp_path), "PREFERRED_URL_SCHEME": "https"}).test_client()
+    for verb in client.get("/c1/", base_url="http://registry.example.com").get_json()["verbs"]:
+        assert verb["url"].startswith("https://registry.example.com/c1/")
 
 
 def test_a_server_that_asks_for_app_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

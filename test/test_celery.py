@@ -25,6 +25,7 @@ from test.held import Held, gone
 from test.images import Image, Layer
 from test.layers import file
 from test.place import Place
+from test.waiting import eventually
 
 # A database of Redis that nobody else uses: what a killed worker has not acknowledged lies there under one name.
 BROKERS = {"redis": "redis://127.0.0.1:6379/13", "rabbitmq": "amqp://guest:guest@127.0.0.1:5672//"}
@@ -212,10 +213,7 @@ def test_rules_are_looked_after_by_the_worker(site: Site) -> None:
     with Site(place, site.services, site.held).worker():
         time.sleep(2)  # the first look sets the mark
         place.push("acme/app:v2", SMALL)
-        end = time.monotonic() + 30
-        while not (jobs := site.services.jobs.list(state=JobState.DONE)):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        jobs = eventually(lambda: site.services.jobs.list(state=JobState.DONE), seconds=30)
     assert [(job.reference, job.asked_by) for job in jobs] == [("v2", "VERBS_PRIME")]
 
 

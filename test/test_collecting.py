@@ -190,7 +190,7 @@ def objects(place: Services) -> int:
 
 
 def test_the_command_says_what_it_drops_and_a_dry_run_what_it_would(place: Services) -> None:
-    line = "gone                    10  squash of acme/app:1.0\n"
+    line = "gone                       10  squash of acme/app:1.0\n"
     status, out, said = gc(place, "--dry-run")
     assert (status, out) == (0, line)
     assert said.startswith("dry run, nothing is changed; dropped: 1 (10 bytes), kept: 1 (10 bytes), left of dead")
@@ -202,8 +202,11 @@ def test_the_command_says_what_it_drops_and_a_dry_run_what_it_would(place: Servi
     assert gc(place)[:2] == (0, "")
     assert gc(place, VERBS_QUOTA="1") == (
         0,
-        "quota                   10  squash of acme/app:1.0\n",
-        "dropped: 1 (10 bytes), kept: 0 (0 bytes), left of dead writers: 0, spools: 0, old jobs: 0\n",
+        "quota                      10  squash of acme/app:1.0\n",
+        (
+            "dropped: 1 (10 bytes), kept: 0 (0 bytes), left of dead writers: 0, spools: 0, old jobs: 0,"
+            " rows of virtual tags: 0, of packed layers: 0, signatures: 0\n"
+        ),
     )
 
 

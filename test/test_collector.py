@@ -10,28 +10,32 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 
-from data import database as db
-from data.database import Engine, create_tables, now_ms
+from data import tables as db
+from data.database import Engine, create_tables
 from data.derivedimages import DerivedImages, DerivedRecord, Lease, NewDerived, State
 from data.jobs import Jobs, NewJob
 from data.layerindexes import INDEXES
-from data.owntables import DatabaseUnavailable, upgrade
+from data.owntables import DatabaseUnavailable, PackedLayerRow, upgrade
+from data.packedlayers import PackedLayers
 from data.registry import Referred, SqlRegistry, content_path
 from data.storage.base import Storage, StorageUnavailable
 from data.storage.distributed import DistributedStorage, StorageReadOnly
 from data.storage.local import LocalStorage
 from data.storage.s3 import S3Storage
+from data.tables import now_ms
 from endpoints import collector as module
 from endpoints.collector import Bounds, Collector, Finding, Reason, Report, Tally
 from endpoints.spool import Spool
 from test.databases import database
 from test.test_registry import Rows
 from test.test_storage_s3 import Bucket, back_door, endpoint, settings, settle
+from util.compression import Compression
 from util.digest import Digest
 from util.layerindex import FORMAT_VERSION
 from util.oci import INDEX_OCI
+from util.packedlayer import PackedLayer
 
 __all__ = ["back_door", "endpoint", "settings"]
 
@@ -426,6 +430,22 @@ def test_spools_of_dead_makers_go_and_those_of_live_ones_stay(world: World, tmp_
 
 
 @on_every_database
+def test_what_images_were_as_one_layer_is_forgotten_some_day(world: World) -> None:
+    rows = PackedLayers(world.engine)
+    layer = PackedLayer(Compression.GZIP, Digest.of(b""), 1, Digest.of(b""))
+    rows.add("a" * 64, layer)
+    rows.add("b" * 64, layer)
+    ago = PackedLayerRow.created_ms - (module.PACKED_SECONDS + HOUR) * 1000
+    with world.engine.begin() as connection:
+        connection.execute(update(PackedLayerRow).where(PackedLayerRow.key == "a" * 64).values(created_ms=ago))
+    assert world.collect(packed_layers=rows, dry_run=True).packed == 1
+    assert rows.find("a" * 64) == layer
+    report = world.collect(packed_layers=rows)
+    assert report.packed == 1
+    assert "of packed layers: 1" in report.summary
+    assert (rows.find("a" * 64), rows.find("b" * 64)) == (None, layer)
+
+
 def test_jobs_that_ended_a_week_ago_go(world: World) -> None:
     jobs = [NewJob(verb="squash", namespace="acme", repository="app", reference=f"{at}") for at in range(3)]
     old, new, waiting = world.jobs.add(jobs)

@@ -14,6 +14,7 @@ import pytest
 from test.images import Image, Layer, Layout
 from test.layers import file
 from test.place import Place
+from test.waiting import eventually
 
 PROGRAM = [sys.executable, "-c", "import app; app.main()"]
 HALTING = """
@@ -70,9 +71,60 @@ def test_formats_lists_each_verb_with_a_line_to_copy(place: Place) -> None:
     done = run(place, "formats", SERVER_HOSTNAME="registry.example.com", PREFERRED_URL_SCHEME="https")
     text = done.stdout.decode()
     assert done.returncode == 0
-    for verb in ("aci", "rootfs", "squash"):
+    for verb in ("aci", "bundle", "ext4", "incus", "oci", "rootfs", "squash", "squashfs", "wsl"):
         assert f"\n{verb} " in f"\n{text}"
+    assert "unavailable" not in text
     assert "https://registry.example.com/c1/squash/" in text
+
+
+def test_what_a_program_is_missing_for_is_listed_and_not_derived(place: Place, tmp_path: Path) -> None:
+    listed = run(place, "formats", PATH=str(tmp_path))
+    assert listed.returncode == 0
+    assert (
+        b"  unavailable: tar2sqfs is not installed (Debian package squashfs-tools-ng); mksquashfs is" in listed.stdout
+    )
+    done = run(place, "derive", "squashfs", "acme/app:1.0", PATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"registry-verbs: squashfs cannot be made here: tar2sqfs is not installed (Debian package" in done.stderr
+
+
+@pytest.mark.parametrize(("verb", "begin"), [("squashfs", b"hsqs"), ("ext4", bytes(1024))])
+def test_derive_writes_file_systems(place: Place, verb: str, begin: bytes, tmp_path: Path) -> None:
+    done = run(place, "derive", verb, "acme/app:1.0", "-o", str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, b"")
+    [path] = tmp_path.iterdir()
+    assert path.name == f"acme_app_1.0-linux-amd64.{verb}"
+    assert path.read_bytes().startswith(begin)
+    again = run(place, "derive", verb, "acme/app:1.0")
+    assert again.stdout == path.read_bytes()
+
+
+def test_derive_takes_the_options_that_formats_lists(place: Place) -> None:
+    listed = run(place, "formats").stdout.decode()
+    assert "\n          option spare: how many bytes are free in it" in listed
+    done = run(place, "derive", "ext4", "acme/app:1.0", "--option", "spare=1M", SERVER_HOSTNAME="registry.example.com")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == place.app().test_client().get("/c1/ext4/acme/app/1.0?spare=1024K").data
+    assert len(done.stdout) < 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "told"),
+    [
+        ("ext4", ["spare=lots"], "spare is 'lots'; allowed: 0, or 1M, 2M, 4M and so on up to 16G"),
+        ("ext4", ["spore=1G"], "ext4 has no option 'spore', which is '1G'; allowed: spare"),
+        ("rootfs", ["spare=1G"], "rootfs has no option 'spare', which is '1G'; allowed: none"),
+        ("ext4", ["spare"], "'spare' is not NAME=VALUE"),
+        ("ext4", ["=1G"], "'=1G' is not NAME=VALUE"),
+        ("ext4", ["spare=1G", "spare=2G"], "spare is given more than once"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error_that_says_what_is_allowed(
+    place: Place, verb: str, options: list[str], told: str
+) -> None:
+    done = run(place, "derive", verb, "acme/app:1.0", *(f"--option={each}" for each in options))
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert told in " ".join(done.stderr.decode().split())
 
 
 def test_derive_writes_the_image_alone_to_stdout(place: Place, tmp_path: Path) -> None:
@@ -170,6 +222,55 @@ def test_who_stops_it_finds_nothing_half_written(place: Place, tmp_path: Path, n
     assert os.listdir(tmp_path) == []
 
 
+PLAYED = """#!/bin/sh
+[ "$1" = --version ] && echo tar2sqfs 9.9 && exit 0
+cat >/dev/null
+echo $$ >{note}
+{then}
+"""
+
+
+def played(folder: Path, then: str) -> str:
+    """Put a tar2sqfs there that notes its number when it has been fed, and return a PATH on which it stands first."""
+    program = folder / "bin" / "tar2sqfs"
+    program.parent.mkdir()
+    program.write_text(PLAYED.format(note=folder / "note", then=then))
+    program.chmod(0o755)
+    return f"{program.parent}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_who_stops_it_stops_the_program_that_works_for_it(
+    place: Place, tmp_path: Path, number: int, status: int
+) -> None:
+    path = played(tmp_path, "read waiting; exec sleep 300")
+    command = [*PROGRAM, "derive", "squashfs", "acme/large:1.0", "-o", str(tmp_path / "image")]
+    with subprocess.Popen(command, env=environment(place, PATH=path), stderr=subprocess.PIPE) as running:
+        assert running.stderr is not None
+        eventually(lambda: (tmp_path / "note").exists() and (tmp_path / "note").read_text().endswith("\n"))
+        running.send_signal(number)
+        said = running.stderr.read()
+    assert running.returncode == status
+    assert b"Traceback" not in said
+    eventually(lambda: not is_alive(int((tmp_path / "note").read_text())))
+    assert not (tmp_path / "image").exists()
+
+
+def is_alive(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_program_that_fails_is_named_with_its_last_words(place: Place, tmp_path: Path) -> None:
+    path = played(tmp_path, "echo no space left on device >&2; exit 3")
+    done = run(place, "derive", "squashfs", "acme/large:1.0", PATH=path)
+    assert (done.returncode, done.stdout) == (1, b"")
+    last = done.stderr.decode().splitlines()[-1]
+    assert last == "registry-verbs: tar2sqfs ended with status 3: no space left on device"
+
+
 def test_what_has_been_imported_can_be_derived(place: Place, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "layout")
     source = layout.tag("edge", layout.image(IMAGE))
@@ -183,7 +284,7 @@ def test_what_is_imported_as_private_is_not_for_everybody(place: Place, tmp_path
     layout = Layout(tmp_path / "layout")
     source = layout.tag("edge", layout.image(IMAGE))
     assert run(place, "import", source, "acme/hidden:1.0", "--private").returncode == 0
-    assert place.app().test_client().get("/c1/rootfs/acme/hidden/1.0").status_code == 403
+    assert place.app().test_client().get("/c1/rootfs/acme/hidden/1.0").status_code == 401
 
 
 def test_what_is_missing_is_said_in_one_line(place: Place) -> None:

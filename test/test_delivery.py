@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import boto3
 import pytest
 from flask.testing import FlaskClient
-from moto.server import ThreadedMotoServer
 from werkzeug.http import http_date, parse_date
 from werkzeug.test import TestResponse
 
@@ -27,7 +25,9 @@ from endpoints.streams import Chunks, Stream
 from endpoints.wire import ConnectionCut
 from test.images import Image, Layer
 from test.layers import file
+from test.people import People
 from test.place import Place
+from test.s3server import s3_client, s3_server
 
 BOTTOM = Layer([file(b"bottom", os.urandom(300_000))], wrapping="none")  # no compression tells of wrong bytes
 TOP = Layer([file(b"top", os.urandom(300_000))])
@@ -453,30 +453,22 @@ def test_the_checksum_of_a_tag_that_is_not_there_is_not_there(client: FlaskClien
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
+
+
+LOGIN = {"Authorization": "Basic bWU6cGFzc3dvcmQ="}
 
 
 @pytest.fixture
 def bucket(place: Place, s3: str) -> Iterator[Place]:
     """Return the place with an S3 for what is derived; its layers stay on the disk."""
-    host, port = s3.split(":")
-    with closing(
-        boto3.client(
-            "s3",
-            endpoint_url=f"http://{s3}",
-            aws_access_key_id="key",
-            aws_secret_access_key="secret",
-            region_name="us-east-1",
-        )
-    ) as client:
+    address = urlsplit(s3)
+    with closing(s3_client(s3)) as client:
         client.create_bucket(Bucket="derived")
         parameters = {
-            "hostname": host,
-            "port": int(port),
+            "hostname": address.hostname,
+            "port": address.port,
             "is_secure": False,
             "storage_path": "/registry",
             "bucket_name": "derived",
@@ -525,8 +517,8 @@ def test_a_head_of_what_lies_in_s3_tells_what_comes(bucket: Place) -> None:
     [
         ("", {}, 302),
         ("?redirect=false", {}, 200),
-        ("", {"Authorization": "Basic bWU6cGFzc3dvcmQ="}, 200),
-        ("?redirect=true", {"Authorization": "Basic bWU6cGFzc3dvcmQ="}, 302),
+        ("", LOGIN, 200),
+        ("?redirect=true", LOGIN, 302),
         ("", {"If-Match": "*"}, 200),
         ("", {"If-None-Match": '"other"'}, 302),
         ("", {"Range": "bytes=0-9"}, 302),
@@ -538,6 +530,8 @@ def test_a_head_of_what_lies_in_s3_tells_what_comes(bucket: Place) -> None:
 def test_nobody_is_sent_away_with_what_is_meant_for_us(
     bucket: Place, query: str, headers: dict[str, str], status: int
 ) -> None:
+    if headers == LOGIN:
+        People(bucket.engine).user("me", "password")
     client = bucket.app().test_client()
     whole = client.get(GZIP).data
     answer = client.get(GZIP + query, headers=headers)

@@ -1,14 +1,20 @@
 """Deriving, without HTTP: what is in a key, what is found before the first byte, and how large it will be."""
 
 import hashlib
+import io
+import json
 import os
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data.registry import RepositoryNotFound
 from data.storage.base import BlobNotFound
-from endpoints.derive import BlobCutShort, Deriver, Wish
+from endpoints.derive import Deriver, VerbUnavailable, Wish
+from endpoints.image import BlobCutShort
+from formats.formatter import InvalidOption
 from test.images import Image, Layer
 from test.layers import file
 from test.place import Place
@@ -17,6 +23,13 @@ from util.problem import Damaged, TooLarge
 
 SMALL = Image([Layer([file(b"etc/hostname", b"here\n")])])
 NOISE = os.urandom(4 << 20)
+RUNNABLE = Image(
+    [
+        Layer([file(b"etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"), file(b"etc/resolv.conf", b"here\n")]),
+        Layer([file(b"noise", os.urandom(1 << 20))]),
+    ],
+    run={"Cmd": ["/bin/true"], "User": "root"},
+)
 LARGE = Image([Layer([file(b"noise", NOISE)]), Layer([file(b"etc/hostname", b"here\n")])])
 SQUASH = Wish("squash", "acme", "app", "1.0")
 ROOTFS = Wish("rootfs", "acme", "app", "1.0")
@@ -29,6 +42,28 @@ def place(tmp_path: Path) -> Place:
 
 def made(deriver: Deriver, wish: Wish) -> bytes:
     return b"".join(deriver.generate(deriver.resolve(wish)).chunks)
+
+
+@pytest.mark.parametrize(
+    ("verb", "compression", "extension"),
+    [
+        ("rootfs", Compression.NONE, ".tar"),
+        ("squash", Compression.ZSTD, ".tar.zst"),
+        ("aci", Compression.GZIP, ".aci"),
+        ("aci", Compression.NONE, ".aci"),
+        ("oci", Compression.NONE, ".oci.tar"),
+        ("oci", Compression.GZIP, ".oci.tar"),
+        ("oci", Compression.ZSTD, ".oci.tar"),
+        ("ext4", Compression.NONE, ".ext4"),
+        ("ext4", Compression.GZIP, ".ext4.gz"),
+    ],
+)
+def test_a_name_tells_of_the_compression_unless_it_means_one(
+    place: Place, verb: str, compression: Compression, extension: str
+) -> None:
+    place.push("acme/app:1.0", SMALL)
+    image = place.deriver().resolve(replace(SQUASH, verb=verb, compression=compression))
+    assert image.file_name == f"acme_app_1.0-linux-amd64{extension}"
 
 
 # --- The key ----------------------------------------------------------------------------------------------------------
@@ -70,10 +105,72 @@ def test_a_new_revision_of_a_format_has_new_keys(place: Place, monkeypatch: pyte
     assert deriver.resolve(SQUASH).key != before.key
 
 
+def test_another_version_of_the_program_that_a_format_needs_has_new_keys(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.push("acme/app:1.0", SMALL)
+    deriver, keys = place.deriver(), set()
+    for program in (None, "mkdisk 1.0", "mkdisk 1.1"):
+        monkeypatch.setattr(type(deriver.resolve(SQUASH).formatter), "program", program)
+        keys.add(deriver.resolve(SQUASH).key)
+    assert len(keys) == 3
+
+
+def test_a_format_that_cannot_be_made_here_is_told_to_those_who_may_read_the_image(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.push("acme/app:1.0", SMALL)
+    deriver = place.deriver()
+    monkeypatch.setattr(type(deriver.resolve(SQUASH).formatter), "unavailable", "there is no mkdisk")
+    with pytest.raises(VerbUnavailable, match="squash cannot be made here: there is no mkdisk"):
+        deriver.resolve(SQUASH)
+    with pytest.raises(RepositoryNotFound):
+        deriver.resolve(replace(SQUASH, repository="absent"))
+
+
 def test_the_default_compression_and_the_same_one_asked_for_share_a_key(place: Place) -> None:
     place.push("acme/app:1.0", SMALL)
     deriver = place.deriver()
     assert deriver.resolve(SQUASH).key == deriver.resolve(replace(SQUASH, compression=Compression.GZIP)).key
+
+
+def test_an_option_is_in_the_key_where_it_is_not_as_by_default(place: Place) -> None:
+    place.push("acme/app:1.0", SMALL)
+    deriver, wish = place.deriver(), replace(SQUASH, verb="ext4")
+    images = [deriver.resolve(replace(wish, options={"spare": each})) for each in ("1G", "1024M", "2G", "64M")]
+    gib, same, more, default = (image.key for image in images)
+    assert gib == same
+    assert len({gib, more, default}) == 3
+    assert default == deriver.resolve(wish).key
+    assert len({image.source.image_id for image in images}) == 3
+
+
+def test_a_key_without_options_stays_as_it_was_before_there_were_any(place: Place) -> None:
+    place.push("acme/app:1.0", SMALL)
+    image = place.deriver().resolve(replace(SQUASH, verb="ext4"))
+    identity = {
+        "manifest": str(image.source.manifest_digest),
+        "verb": "ext4",
+        "revision": 1,
+        "host": image.source.host,
+        "url_scheme": image.source.url_scheme,
+        "namespace": "acme",
+        "repository": "app",
+        "tag": "1.0",
+        "platform": "linux/amd64",
+        "compression": "none",
+        "compression_revision": "",
+    }
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    assert image.key == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(("verb", "options"), [("ext4", {"spare": "lots"}), ("squash", {"spare": "1G"})])
+def test_an_option_that_is_wrong_is_told_before_anything_is_looked_up(
+    place: Place, verb: str, options: dict[str, str]
+) -> None:
+    with pytest.raises(InvalidOption, match="spare"):
+        place.deriver().resolve(Wish(verb, "acme", "absent", "1.0", options=options))
 
 
 def test_the_image_s_id_does_not_depend_on_what_it_is_wrapped_in(place: Place) -> None:
@@ -173,13 +270,25 @@ def test_who_leaves_before_the_first_byte_leaves_nothing_behind(place: Place) ->
 # --- Sizes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["aci", "rootfs", "squash"])
+@pytest.mark.parametrize("verb", ["aci", "bundle", "ext4", "incus", "rootfs", "squash", "wsl"])
 def test_the_planned_size_is_what_comes(place: Place, verb: str) -> None:
-    place.push("acme/app:1.0", LARGE)
+    place.push("acme/app:1.0", RUNNABLE)
+    place.deriver().generate(place.deriver().resolve(ROOTFS)).chunks.close()  # indexes the layers
     deriver = place.deriver()
     wish = Wish(verb, "acme", "app", "1.0", compression=Compression.NONE)
     planned = deriver.planned_size(deriver.resolve(wish))
     assert planned == len(made(deriver, wish))
+
+
+def test_what_a_format_changes_in_the_root_file_system_is_in_its_bytes_and_in_no_other_s(place: Place) -> None:
+    place.push("acme/app:1.0", RUNNABLE)
+    listed: dict[str, set[str]] = {}
+    for verb in ("rootfs", "wsl"):
+        content = made(place.deriver(), Wish(verb, "acme", "app", "1.0", compression=Compression.NONE))
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            listed[verb] = {*tar.getnames()}
+    assert listed["rootfs"] - listed["wsl"] == {"etc/resolv.conf"}
+    assert listed["wsl"] - listed["rootfs"] == {"etc/wsl.conf", "etc/wsl-distribution.conf"}
 
 
 def test_no_size_is_planned_where_a_layer_would_have_to_be_read(place: Place) -> None:

@@ -10,7 +10,9 @@ from flask import Flask, abort, g, request
 
 from endpoints.access import Permission, Unauthenticated
 from endpoints.extension import RegistryVerbs
+from endpoints.registrygarbage import garbage_of
 from endpoints.settings import InvalidSetting
+from endpoints.verbs import EXTENSION
 from test.images import Image, Layer
 from test.layers import file
 from test.place import Place
@@ -124,7 +126,7 @@ def test_one_extension_serves_several_applications(place: Place, tmp_path: Path)
     verbs.init_app(first)
     verbs.init_app(second)
     statuses = [host.test_client().get("/c1/rootfs/acme/app/1.0").status_code for host in (first, second)]
-    assert statuses == [200, 403]
+    assert statuses == [200, 401]
     assert vars(verbs) == {}
 
 
@@ -142,3 +144,14 @@ def test_importing_it_opens_nothing(tmp_path: Path) -> None:
         [sys.executable, "-c", program, root], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("more", "ours"), [({}, False), ({"VERBS_REGISTRY": "own"}, True)])
+def test_a_host_s_database_is_only_read_unless_the_host_says_more(
+    place: Place, more: dict[str, str], ours: bool
+) -> None:
+    host = Flask("host")
+    host.config.update(place.configuration | more)
+    RegistryVerbs(host, engine=place.engine, storage=place.services().storage)
+    assert host.extensions[EXTENSION].settings.own_registry is ours
+    assert (garbage_of(host.extensions[EXTENSION]) is not None) is ours

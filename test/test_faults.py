@@ -16,9 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from test import faults
 from test.databases import database_uri, postgresql_server
@@ -37,6 +35,7 @@ from test.faults import (
     wait_until,
 )
 from test.proxy import Proxy, proxy
+from test.s3server import s3_client, s3_server
 from test.storm import Storm
 
 SIZE = 11 << 20
@@ -231,15 +230,10 @@ def test_a_disk_that_takes_no_more_costs_no_client_a_byte(tmp_path: Path, right:
 @contextlib.contextmanager
 def on_s3(folder: Path) -> Iterator[tuple[Site, Proxy]]:
     """Give a registry in a bucket, behind a proxy."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys)  # type: ignore[call-overload]
     bucket = f"registry-{uuid.uuid4().hex}"  # all servers in this process are one
-    client.create_bucket(Bucket=bucket)
-    client.close()
-    with proxy(f"http://{host}:{port}") as passing:
+    with s3_server() as url, proxy(url) as passing:
+        with contextlib.closing(s3_client(url)) as client:
+            client.create_bucket(Bucket=bucket)
         inner = {
             "s3_bucket": bucket,
             "s3_access_key": "key",
@@ -250,7 +244,6 @@ def on_s3(folder: Path) -> Iterator[tuple[Site, Proxy]]:
         }
         with filled(Site(folder, inner=["S3Storage", inner], more=SHORT_LEASES)) as site:
             yield site, passing
-    server.stop()
 
 
 @pytest.mark.parametrize("refusal", ["refuse", "cut"])

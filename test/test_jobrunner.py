@@ -27,6 +27,7 @@ from test.held import Held, alive, gone
 from test.images import Image, Layer
 from test.layers import file
 from test.place import Place
+from test.waiting import eventually
 
 SMALL = Image([Layer([file(b"etc/hostname", b"here\n")])])
 LARGE = Image([Layer([file(b"noise", os.urandom(8 << 20))])])
@@ -164,10 +165,7 @@ def test_a_child_that_is_killed_takes_nothing_with_it_but_its_attempt(site: Site
     with site.running(processes=2):
         victim, _ = sorted(site.held.wait(2))
         os.kill(victim, signal.SIGKILL)
-        end = time.monotonic() + 30
-        while not any(site.found(job).attempts == 2 for job in jobs):
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        eventually(lambda: any(site.found(job).attempts == 2 for job in jobs), seconds=30)
         site.held.go_on()
         done = [site.wait(job, JobState.DONE) for job in jobs]
     assert sorted(job.attempts for job in done) == [1, 2]
@@ -244,10 +242,7 @@ def test_a_job_of_somebody_who_died_is_taken_over(site: Site) -> None:
 def test_idle_children_end_and_others_come(site: Site) -> None:
     with site.running(timing=Timing(look=0.05, beat=0.1, retries=(), idle=0.2)):
         site.wait(site.ask("acme/app:1.0"), JobState.DONE)
-        end = time.monotonic() + 10
-        while multiprocessing.active_children():
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        eventually(lambda: not multiprocessing.active_children(), seconds=10)
         site.wait(site.ask("acme/app:1.0", verb="aci"), JobState.DONE)
 
 

@@ -4,10 +4,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,15 +15,7 @@ from sqlalchemy import Connection, event, text
 from data import jobs as module
 from data.database import Engine, begun
 from data.jobs import Job, Jobs, JobState, NewJob
-from data.owntables import DatabaseUnavailable, changing, database_now_ms, reading, upgrade
-from test.databases import OWN_KINDS, database
-
-
-@pytest.fixture(params=OWN_KINDS)
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with database(request.param, tmp_path) as engine:
-        upgrade(engine)
-        yield engine
+from data.owntables import DatabaseUnavailable, changing, database_now_ms, reading
 
 
 @pytest.fixture

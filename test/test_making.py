@@ -20,7 +20,8 @@ from data.owntables import DatabaseUnavailable
 from data.storage.base import BlobNotFound, BlobWriter, StorageUnavailable
 from data.storage.local import LocalStorage, _LocalWriter
 from endpoints import following, maker
-from endpoints.derive import BlobCutShort, DerivedImage, Deriver, Wish
+from endpoints.derive import DerivedImage, Deriver, Wish
+from endpoints.image import BlobCutShort
 from endpoints.maker import MakingGivenUp, NotKept, OtherLength
 from endpoints.making import Busy, BytesDiffer, How, Live, Makings, Stored, close_all
 from endpoints.services import Services
@@ -30,6 +31,7 @@ from test.images import Image, Layer
 from test.layers import file
 from test.makers import Gate, go_on, making
 from test.place import Place
+from test.waiting import eventually
 from util.problem import Damaged
 
 LARGE = Image([Layer([file(b"noise", os.urandom(6 << 20))]), Layer([file(b"etc/hostname", b"here\n")])])
@@ -79,15 +81,8 @@ class Here:
 
     def settled(self, wish: Wish = ROOTFS) -> State | None:
         """Return the state when nothing is being made here any more."""
-        until(lambda: not self.makings._running)
+        eventually(lambda: not self.makings._running)
         return self.state(wish)
-
-
-def until(what: Callable[[], Any], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it does not come to be"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +185,7 @@ def test_the_size_is_known_at_once_or_when_all_is_made(here: Here, monkeypatch: 
     monkeypatch.setattr(DerivedImages, "complete", slow)
     first = here.live(SQUASH)
     assert first.size is None
-    until(lambda: here.makings._running and here.live(SQUASH).size == len(squashed))
+    eventually(lambda: here.makings._running and here.live(SQUASH).size == len(squashed))
     waiting.set()
     assert b"".join(first.chunks) == squashed
 
@@ -318,7 +313,7 @@ def test_what_is_found_before_the_first_byte_is_raised_for_everybody_before_it(
     monkeypatch.setattr(Deriver, "generate", slow)
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(here.live) for _ in range(4)]
-        until(lambda: here.makings._running)
+        eventually(lambda: here.makings._running)
         time.sleep(0.1)
         waiting.set()
         for each in asking:
@@ -523,7 +518,7 @@ def test_what_cannot_be_noted_is_not_kept(here: Here, monkeypatch: pytest.Monkey
     assert here.settled() is State.GENERATING
     assert here.left() == []
     monkeypatch.undo()
-    until(lambda: not here.record().lease_live)  # type: ignore[union-attr]
+    eventually(lambda: not here.record().lease_live)  # type: ignore[union-attr]
     assert here.fetch() == here.right()
     assert here.settled() is State.COMPLETE
 
@@ -538,7 +533,7 @@ def test_who_lost_the_lease_serves_those_who_follow_and_stores_nothing(
     live = here.live()
     assert gate.reached.wait(20)
     here.rows.delete(here.image().key)
-    until(lambda: here.makings._running[here.image().key]._lost)
+    eventually(lambda: here.makings._running[here.image().key]._lost)
     gate.opened.set()
     assert b"".join(live.chunks) == here.right()
     assert here.settled() is None
@@ -549,7 +544,7 @@ def test_who_lost_the_lease_makes_nothing_for_nobody(here: Here, monkeypatch: py
     gate = Gate(monkeypatch, HALF)
     here.makings.start(here.image())
     here.rows.delete(here.image().key)
-    until(lambda: here.makings._running[here.image().key]._lost)
+    eventually(lambda: here.makings._running[here.image().key]._lost)
     gate.opened.set()
     assert here.settled() is None
     assert here.left() == []
@@ -825,7 +820,7 @@ def test_one_that_was_killed_between_the_object_and_the_row_is_served_and_made_a
     spool.forget()  # as the kernel does
     live = here.live()
     assert (live.how, b"".join(live.chunks)) == (How.FOLLOWED, right)
-    until(lambda: not here.record().lease_live)  # type: ignore[union-attr]
+    eventually(lambda: not here.record().lease_live)  # type: ignore[union-attr]
     assert here.fetch() == right
     assert here.settled() is State.COMPLETE
     record = here.record()

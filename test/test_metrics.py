@@ -28,6 +28,7 @@ from test.images import Image, Layer
 from test.layers import file
 from test.place import Place
 from test.server import Running, curl, served
+from test.waiting import eventually
 
 SMALL = Image([Layer([file(b"etc/hostname", b"small\n")])])
 LARGE = Image([Layer([file(b"noise", os.urandom(24 << 20))], wrapping="none")])
@@ -79,7 +80,7 @@ def test_32_clients_at_once_are_counted_and_written_down_each_once(running: Runn
     with ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(fetch, urls))
     statuses = Counter(status for status, _, _ in answers)
-    assert statuses == {200: 48, 403: 48}
+    assert statuses == {200: 48, 401: 48}
     written = lines(running, at_least=96)
     assert len(written) == 96
     assert all(set(line) == FIELDS for line in written)
@@ -91,14 +92,14 @@ def test_32_clients_at_once_are_counted_and_written_down_each_once(running: Runn
         assert abs((datetime.fromisoformat(line["time"]) - datetime.now(UTC)).total_seconds()) < 120
         assert line["ip"] == "127.0.0.1"
         assert 0 <= line["seconds"] < 60
-        assert line["code"] == (None if status == 200 else "DENIED")
+        assert line["code"] == (None if status == 200 else "UNAUTHORIZED")
     samples = scrape(running)
     requests = {name: value for name, value in samples.items() if name.startswith("requests_total")}
     assert sum(requests.values()) == 96
-    assert sum(value for name, value in requests.items() if 'status="403"' in name and 'verb="squash"' in name) == 48
+    assert sum(value for name, value in requests.items() if 'status="401"' in name and 'verb="squash"' in name) == 48
     sent = sum(value for name, value in samples.items() if name.startswith("sent_bytes_total"))
     assert sent == sum(len(body) for _, body, _ in answers)
-    assert samples['failures_total{code="DENIED",stage="answer"}'] == 48
+    assert samples['failures_total{code="UNAUTHORIZED",stage="answer"}'] == 48
 
 
 def test_counters_of_a_killed_worker_stay_and_its_gauges_vanish(running: Running) -> None:
@@ -111,10 +112,10 @@ def test_counters_of_a_killed_worker_stay_and_its_gauges_vanish(running: Running
     counted = {int(re.findall(r"_(\d+)\.db", path.name)[0]) for path in folder.glob("gauge_livesum_*.db")}
     victim = (counted & set(running.workers())).pop()
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: not list(folder.glob(f"gauge_live*_{victim}.db")))
+    eventually(lambda: not list(folder.glob(f"gauge_live*_{victim}.db")))
     assert list(folder.glob(f"counter_{victim}.db"))
-    wait_for(lambda: len(running.workers()) == 3)
-    name = 'requests_total{how="none",status="403",verb="rootfs"}'
+    eventually(lambda: len(running.workers()) == 3)
+    name = 'requests_total{how="none",status="401",verb="rootfs"}'
     assert scrape(running)[name] == before[name] == 60
 
 
@@ -126,13 +127,6 @@ def shared_folder(running: Running) -> Path:
             found = re.search(r"(\S+registry-verbs-metrics-\w+)/", Path(f"/proc/{pid}/maps").read_text())
             if found is not None:
                 return Path(found[1])
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_the_folder_of_metrics_is_gone_with_its_server(running: Running) -> None:
@@ -185,7 +179,7 @@ def test_nobody_can_write_lines_of_his_own(running: Running) -> None:
 def test_a_log_line_has_its_request_s_id(running: Running) -> None:
     running.place.blob(SMALL.layers[0]).unlink()
     assert fetch(f"{running.url}/c1/squash/acme/small/1.0", {"X-Request-ID": "me-1"})[2] == "me-1"
-    wait_for(lambda: "[me-1]" in running.log.read_text())
+    eventually(lambda: "[me-1]" in running.log.read_text())
 
 
 def test_a_rotated_log_is_left_alone(running: Running) -> None:
@@ -205,7 +199,7 @@ def test_the_lines_go_to_stdout_when_they_are_told_to(tmp_path: Path) -> None:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait()
         written = [json.loads(line) for line in running.output.read_text().splitlines() if line.startswith("{")]
-    assert [(line["request_id"], line["status"]) for line in written] == [("here", 403)]
+    assert [(line["request_id"], line["status"]) for line in written] == [("here", 401)]
 
 
 def test_without_a_file_the_lines_are_the_logger_s(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -230,7 +224,7 @@ def test_a_log_that_fails_fails_no_request(
     client = Place(tmp_path).app().test_client()
     monkeypatch.setattr(Audit, "write", full)
     with client.get("/c1/rootfs/acme/absent/1.0") as answer:
-        assert answer.status_code == 403
+        assert answer.status_code == 401
     assert "an audit line could not be written" in caplog.text
 
 
@@ -242,7 +236,7 @@ def test_what_cannot_be_counted_fails_no_request(
 
     monkeypatch.setattr(metrics, "_of_process", broken)
     with Place(tmp_path).app().test_client().get("/c1/rootfs/acme/absent/1.0") as answer:
-        assert answer.status_code == 403
+        assert answer.status_code == 401
     assert "something could not be counted" in caplog.text
 
 
@@ -266,7 +260,7 @@ def test_a_host_has_the_metrics_if_it_wants_them_and_says_who_asks(
         caplog.at_level("INFO", "registry_verbs.audit"),
         client.get("/c1/rootfs/acme/absent/1.0", headers={"X-User": "ann"}) as answer,
     ):
-        assert answer.status_code == 403
+        assert answer.status_code == 401
     assert [json.loads(record.getMessage())["who"] for record in caplog.records if record.levelname == "INFO"] == [
         "ann"
     ]
@@ -351,7 +345,7 @@ def test_behind_a_proxy_the_address_is_the_client_s(tmp_path: Path, caplog: pyte
             caplog.at_level("INFO", "registry_verbs.audit"),
             client.get("/c1/rootfs/acme/absent/1.0", headers=headers) as answer,
         ):
-            assert answer.status_code == 403
+            assert answer.status_code == 401
     lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "registry_verbs.audit"]
     assert [line["ip"] for line in lines] == ["127.0.0.1", "198.51.100.1", "203.0.113.9"]
 
@@ -382,7 +376,8 @@ def test_the_way_an_answer_came_about_is_told(running: Running) -> None:
         r'ETag: ("\w+")', curl("-f", "--head", "-H", "X-Request-ID: 2", url).stdout.decode(), re.IGNORECASE
     )
     assert etag is not None
-    wait_for(lambda: b"epr-" in curl("-f", "--head", "-H", "X-Request-ID: 2", url).stdout)  # Repr-Digest: it is stored
+    # With Repr-Digest it is stored.
+    eventually(lambda: b"epr-" in curl("-f", "--head", "-H", "X-Request-ID: 2", url).stdout)
     assert curl("-f", "-H", "X-Request-ID: 3", url).stdout == body
     assert curl("-f", "-r", "5-104", "-H", "X-Request-ID: 4", url).stdout == body[5:105]
     curl("-f", "-H", f"If-None-Match: {etag[1]}", "-H", "X-Request-ID: 5", url)
@@ -392,7 +387,7 @@ def test_the_way_an_answer_came_about_is_told(running: Running) -> None:
     with contextlib.closing(connection):
         connection.request("GET", split.path, headers={"X-Request-ID": "7"})
         connection.getresponse().read(1000)
-    wait_for(lambda: '"7"' in (running.place.folder / "audit.jsonl").read_text())
+    eventually(lambda: '"7"' in (running.place.folder / "audit.jsonl").read_text())
     written = {line["request_id"]: line for line in lines(running, at_least=7)}
     told = {name: (line["method"], line["how"], line["status"], line["bytes"]) for name, line in written.items()}
     left = told.pop("7")

@@ -1,17 +1,15 @@
 """What is asked for ahead: by name, by globs, and by rules as tags appear and move."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from data.database import now_ms
 from data.jobs import Job, JobState
 from data.marks import Marks
 from data.registry import RepositoryNotFound, TagNotFound
+from data.tables import now_ms
 from endpoints import priming
 from endpoints.background import regularly, watch
 from endpoints.priming import NothingMatches, Priming, ReadOnlyRegistry, TooManyJobs, Watch
@@ -21,6 +19,7 @@ from endpoints.settings import InvalidSetting
 from test.images import Image, Layer
 from test.layers import file
 from test.place import Place
+from test.waiting import eventually
 
 SQUASH = Forms(("squash",))
 
@@ -112,7 +111,7 @@ def test_an_image_that_is_not_there_is_told(place: Place) -> None:
 
 
 def test_a_verb_that_is_not_installed_is_told_with_those_that_are(place: Place) -> None:
-    with pytest.raises(InvalidRequest, match="verbs: there is no verb 'floppy'; there are: aci, rootfs, squash"):
+    with pytest.raises(InvalidRequest, match="verbs: there is no verb 'floppy'; there are: aci, bundle, "):
         ask(place, "acme/app:v1", forms=Forms(("squash", "floppy")))
 
 
@@ -261,13 +260,6 @@ def stopping() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
-
-
-def eventually(holds: Callable[[], Any]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_new_tags_are_looked_at_again_and_again(place: Place, stopping: threading.Event) -> None:

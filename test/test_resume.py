@@ -16,6 +16,7 @@ from test.images import Image, Layer
 from test.layers import file
 from test.place import Place
 from test.server import Running, curl, served
+from test.waiting import eventually
 
 IMAGE = Image([Layer([file(b"%d" % number, os.urandom(8 << 20))]) for number in range(3)])
 ROOTFS = "/c1/rootfs/acme/app/1.0"
@@ -96,10 +97,8 @@ def whole(running: Running, url: str) -> bytes:
 
 def stored(running: Running, url: str) -> bytes:
     """Return what `url` gives once it is stored."""
-    content, deadline = whole(running, url), time.monotonic() + 30
-    while b"repr-digest" not in curl("-I", running.url + url).stdout.lower():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    content = whole(running, url)
+    eventually(lambda: b"repr-digest" in curl("-I", running.url + url).stdout.lower(), seconds=30)
     return content
 
 

@@ -159,7 +159,6 @@ def test_one_range_is_answered_with_that_part(field: str, wanted: tuple[int, int
     [
         "bytes=0-9,20-29",
         "bytes=0-9,-5",
-        "bytes=9-5",
         "bytes=-",
         "bytes=",
         "bytes",
@@ -183,7 +182,9 @@ def test_what_is_no_one_range_is_answered_with_the_whole(field: str) -> None:
     assert not wants_part(Asked(range=field), OURS)
 
 
-@pytest.mark.parametrize("field", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=-000", f"bytes={'9' * 5000}-"])
+@pytest.mark.parametrize(
+    "field", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=-000", f"bytes={'9' * 5000}-", "bytes=9-5", "bytes=1-0"]
+)
 def test_a_range_without_a_byte_cannot_be_satisfied(field: str) -> None:
     with pytest.raises(NotSatisfiable):
         span(Asked(range=field), OURS, 100)
@@ -232,12 +233,9 @@ def test_a_part_is_what_a_slice_would_be(size: int, first: int, last: int | None
     try:
         part = span(Asked(range=f"bytes={first}-{'' if last is None else last}"), OURS, size)
     except NotSatisfiable:
-        assert first >= size
+        assert first >= size or (last is not None and last < first)
         return
-    if part is None:
-        assert last is not None
-        assert last < first
-        return
+    assert part is not None
     assert content[part.offset : part.offset + part.length] == content[first : None if last is None else last + 1]
 
 

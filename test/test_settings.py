@@ -2,13 +2,13 @@
 
 import pytest
 
-from endpoints.settings import InvalidSetting, Location, Settings
+from endpoints.settings import InvalidSetting, Location, Settings, SigningKey
 
 
 def test_no_configuration_is_a_working_one() -> None:
     settings = Settings.parse({})
     assert settings.db_uri == "sqlite:///var/registry.db"
-    assert settings.embedded_database
+    assert settings.own_registry
     assert settings.storage_config == {"default": Location("LocalStorage", {"storage_path": "var/storage"})}
     assert settings.storage_preference == ("default",)
     assert not settings.readonly
@@ -26,7 +26,7 @@ def test_our_own_tables_lie_beside_the_registry_s_unless_they_have_a_database_of
     assert Settings.parse({"DB_URI": "postgresql://quay@db/quay"}).own_db_uri == "postgresql://quay@db/quay"
     settings = Settings.parse({"DB_URI": "postgresql://quay@db/quay", "VERBS_DB_URI": "mysql+pymysql://v@db/verbs"})
     assert (settings.db_uri, settings.own_db_uri) == ("postgresql://quay@db/quay", "mysql+pymysql://v@db/verbs")
-    assert not settings.embedded_database
+    assert not settings.own_registry
 
 
 def test_a_configuration_of_quay_is_taken_as_it_is() -> None:
@@ -48,7 +48,7 @@ def test_a_configuration_of_quay_is_taken_as_it_is() -> None:
         }
     )
     assert settings.db_uri == "postgresql://quay:secret@db/quay"
-    assert not settings.embedded_database
+    assert not settings.own_registry
     assert settings.storage_config["us"].driver == "S3Storage"
     assert settings.storage_preference == ("eu", "us")
     assert settings.server_hostname == "quay.example.com:8443"
@@ -57,6 +57,35 @@ def test_a_configuration_of_quay_is_taken_as_it_is() -> None:
     assert not settings.anonymous_access
     assert settings.proxy_storage
     assert not settings.nested_repositories
+
+
+def test_the_registry_is_ours_unless_a_database_is_named() -> None:
+    uri = "postgresql://quay@db/quay"
+    assert not Settings.parse({"DB_URI": uri}).own_registry
+    assert not Settings.parse({"DB_URI": uri}).superusers_full_access
+    ours = Settings.parse({"DB_URI": uri, "VERBS_REGISTRY": "own"})
+    assert ours.own_registry
+    assert ours.superusers_full_access
+    assert not Settings.parse({"VERBS_REGISTRY": "quay"}).own_registry
+    assert not Settings.parse({"FEATURE_SUPERUSERS_FULL_ACCESS": False}).superusers_full_access
+
+
+def test_a_library_may_be_turned_off() -> None:
+    assert Settings.parse({}).library_namespace == "library"
+    assert Settings.parse({"LIBRARY_NAMESPACE": "base"}).library_namespace == "base"
+    assert Settings.parse({"LIBRARY_NAMESPACE": "base", "FEATURE_LIBRARY_SUPPORT": "no"}).library_namespace is None
+
+
+def test_a_secret_is_never_shown() -> None:
+    assert Settings.parse({"SECRET_KEY": 12, "DATABASE_SECRET_KEY": "k"}).secret_key == "12"
+    with pytest.raises(InvalidSetting, match="SECRET_KEY is '…'"):
+        Settings.parse({"SECRET_KEY": ["hush"]})
+
+
+def test_superusers_are_names() -> None:
+    assert Settings.parse({"SUPER_USERS": '["admin"]'}).superusers == {"admin"}
+    with pytest.raises(InvalidSetting, match="a list of user names"):
+        Settings.parse({"SUPER_USERS": "admin"})
 
 
 def test_every_value_may_be_the_text_that_the_environment_has() -> None:
@@ -147,3 +176,31 @@ def test_a_misspelt_key_of_ours_is_an_error_that_names_the_right_one() -> None:
 def test_a_key_of_ours_that_resembles_none_is_answered_with_those_there_are() -> None:
     with pytest.raises(InvalidSetting, match="there are: VERBS_DATA_DIR"):
         Settings.parse({"VERBS_ZZZ": 5})
+
+
+# --- Signing ----------------------------------------------------------------------------------------------------------
+
+SIGNED = {
+    "SIGNING_ENGINE": "gpg2",
+    "GPG2_PRIVATE_KEY_NAME": "EB32227A",
+    "GPG2_PRIVATE_KEY_FILENAME": "signing-private.gpg",
+    "GPG2_PUBLIC_KEY_FILENAME": "signing-public.gpg",
+}
+
+
+def test_nothing_signs_unless_an_engine_is_named() -> None:
+    assert Settings.parse({}).signing_key is None
+    assert Settings.parse({**SIGNED, "SIGNING_ENGINE": None}).signing_key is None
+    expected = SigningKey("EB32227A", "signing-private.gpg", "signing-public.gpg")
+    assert Settings.parse(SIGNED).signing_key == expected
+
+
+@pytest.mark.parametrize("key", [key for key in SIGNED if key != "SIGNING_ENGINE"])
+def test_an_engine_without_its_key_is_refused(key: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"{key} is not set, and SIGNING_ENGINE gpg2 needs it"):
+        Settings.parse({name: value for name, value in SIGNED.items() if name != key})
+
+
+def test_an_engine_that_there_is_not_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match="SIGNING_ENGINE is 'pgp'; allowed: gpg2"):
+        Settings.parse({**SIGNED, "SIGNING_ENGINE": "pgp"})

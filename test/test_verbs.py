@@ -1,8 +1,10 @@
 """The verbs over HTTP: URLs, statuses and headers, as a client sees them."""
 
 import gzip
+import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from werkzeug.test import TestResponse
 from test.images import Image, Layer
 from test.layers import directory, file, whiteout
 from test.place import Place
+from test.waiting import eventually
 
 BASE = Layer([directory(b"etc"), file(b"etc/hostname", b"base\n"), file(b"etc/gone", b"gone\n")])
 TOP = Layer([whiteout(b"etc/gone"), file(b"etc/motd", b"hello\n")], wrapping="zstd")
@@ -68,8 +71,138 @@ def test_the_verbs_are_listed(client: FlaskClient) -> None:
     assert listed["compression"] == ["none", "gzip", "zstd"]
 
 
+def test_each_verb_is_listed_with_a_line_to_copy(client: FlaskClient) -> None:
+    listed = {each["verb"]: each for each in client.get("/c1/").get_json()["verbs"]}
+    assert (
+        listed["squash"]["usage"] == "curl -fL http://localhost/c1/squash/{namespace}/{repository}/{tag} | docker load"
+    )
+    assert {each["unavailable"] for each in listed.values()} == {None}
+    assert [*listed["ext4"]["options"]] == ["spare"]
+    assert listed["squash"]["options"] == {}
+    for each in listed.values():
+        assert each["url"] in each["usage"]
+        assert each["summary"]
+        assert each["media_type"]
+
+
+def test_a_verb_whose_program_is_missing_is_listed_with_the_reason_and_answers_501(
+    client: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    listed = {each["verb"]: each for each in client.get("/c1/").get_json()["verbs"]}
+    reason = listed["squashfs"]["unavailable"]
+    assert reason.startswith("tar2sqfs is not installed (Debian package squashfs-tools-ng); mksquashfs ")
+    assert listed["ext4"]["unavailable"] is None
+    for url in ("/c1/squashfs/acme/app/1.0", "/c1/squashfs/acme/app/1.0.sha256"):
+        told = (501, "VERB_UNAVAILABLE", f"squashfs cannot be made here: {reason}")
+        assert error(client.get(url)) == told
+        assert client.head(url).status_code == 501
+    assert client.get("/c1/squashfs/acme/absent/1.0").status_code == 401
+    assert client.get("/c1/squashfs/acme/app/9.9").status_code == 404
+
+
+def test_a_program_that_fails_is_an_error_before_the_first_byte_and_leaves_nothing(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.push("acme/failing:1.0", AMD64)
+    program = tmp_path / "tar2sqfs"
+    version = "[ $1 = --version ] && echo tar2sqfs 9.9 && exit"
+    program.write_text(f"#!/bin/sh\n{version}\ncat >/dev/null; echo full >&2; exit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    answer = place.app().test_client().get("/c1/squashfs/acme/failing/1.0")
+    assert error(answer) == (500, "PROGRAM_FAILED", "tar2sqfs ended with status 3: full")
+    eventually(lambda: not os.listdir(place.services().settings.spool_dir))
+    monkeypatch.undo()
+    assert place.app().test_client().get("/c1/squashfs/acme/failing/1.0").data.startswith(b"hsqs")
+
+
+@pytest.mark.parametrize(
+    ("verb", "media_type", "begin"),
+    [
+        ("squashfs", "application/vnd.squashfs", b"hsqs"),
+        ("ext4", "application/x-raw-disk-image", bytes(1024)),
+    ],
+)
+def test_a_file_system_is_served_like_every_image(
+    client: FlaskClient, verb: str, media_type: str, begin: bytes
+) -> None:
+    url = f"/c1/{verb}/acme/app/1.0"
+    answer = client.get(url)
+    assert (answer.status_code, answer.content_type) == (200, media_type)
+    assert answer.data.startswith(begin)
+    assert answer.headers["Content-Disposition"] == f'attachment; filename="acme_app_1.0-linux-amd64.{verb}"'
+    head, part = client.head(url), client.get(url, headers={"Range": "bytes=1020-1099"})
+    assert (head.content_length, head.headers["ETag"]) == (len(answer.data), answer.headers["ETag"])
+    assert (part.status_code, part.data) == (206, answer.data[1020:1100])
+    assert client.get(url, headers={"If-None-Match": answer.headers["ETag"]}).status_code == 304
+    checksum = client.get(f"{url}.sha256").data.decode()
+    assert checksum == f"{hashlib.sha256(answer.data).hexdigest()}  acme_app_1.0-linux-amd64.{verb}\n"
+    wrapped = client.get(f"{url}?compression=gzip")
+    assert (wrapped.content_type, gzip.decompress(wrapped.data)) == ("application/gzip", answer.data)
+
+
+def test_an_option_of_the_format_is_asked_for_as_a_parameter(client: FlaskClient) -> None:
+    url, query = "/c1/ext4/acme/app/1.0", "?spare=1M"
+    head = client.head(f"{url}{query}")
+    part = client.get(f"{url}{query}", headers={"Range": "bytes=1020-1099"})
+    default, answer = client.get(url), client.get(f"{url}{query}")
+    assert head.content_length == len(answer.data) < len(default.data) - (50 << 20)
+    assert (part.status_code, part.data) == (206, answer.data[1020:1100])
+    assert head.headers["ETag"] == answer.headers["ETag"] != default.headers["ETag"]
+    assert client.get(f"{url}?spare=1024K").headers["ETag"] == answer.headers["ETag"]
+    assert client.get(f"{url}?spare=64M").headers["ETag"] == default.headers["ETag"]
+    stored = client.get(f"{url}{query}", headers={"Range": "bytes=1020-1099"})
+    assert (stored.status_code, stored.data) == (206, answer.data[1020:1100])
+    checksum = client.get(f"{url}.sha256{query}").data.decode()
+    assert checksum == f"{hashlib.sha256(answer.data).hexdigest()}  acme_app_1.0-linux-amd64.ext4\n"
+    listed = client.get(f"/c1/ext4/acme/app/SHA256SUMS{query}").data.decode()
+    assert listed.split() == [checksum.split()[0], "1.0"]
+    wrapped = client.get(f"{url}{query}&compression=gzip")
+    assert gzip.decompress(wrapped.data) == answer.data
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("spare=lots", "spare is 'lots'; allowed: 0, or 1M, 2M, 4M and so on up to 16G"),
+        ("spare=", "spare is ''; allowed: 0, or 1M, 2M, 4M and so on up to 16G"),
+        ("spare=3M", "spare is '3M'; allowed: 0, or 1M, 2M, 4M and so on up to 16G"),
+        ("spare=32G", "spare is '32G'; allowed: 0, or 1M, 2M, 4M and so on up to 16G"),
+    ],
+)
+def test_an_option_with_a_value_that_is_not_allowed_is_answered_with_what_is(
+    client: FlaskClient, query: str, told: str
+) -> None:
+    for url in ("/c1/ext4/acme/app/1.0", "/c1/ext4/acme/app/1.0.sha256", "/c1/ext4/acme/app/9.9"):
+        assert error(client.get(f"{url}?{query}")) == (400, "OPTION_INVALID", told)
+
+
+def test_an_option_that_is_given_twice_is_refused(client: FlaskClient) -> None:
+    answer = client.get("/c1/ext4/acme/app/1.0?spare=1M&spare=1M")
+    assert error(answer) == (400, "QUERY_INVALID", "spare is given 2 times; allowed: once")
+
+
+def test_a_parameter_that_is_none_of_the_format_s_options_is_passed_over(client: FlaskClient) -> None:
+    for verb, query in (("rootfs", "spare=lots"), ("ext4", "spore=1G")):
+        url = f"/c1/{verb}/acme/app/1.0"
+        assert client.head(f"{url}?{query}").headers["ETag"] == client.head(url).headers["ETag"]
+
+
+def test_a_part_of_a_file_system_that_is_not_made_is_a_part_of_what_will_be(place: Place) -> None:
+    place.push("acme/parts:1.0", AMD64)
+    client = place.app().test_client()
+    for verb, planned in (("ext4", True), ("squashfs", False)):
+        url = f"/c1/{verb}/acme/parts/1.0"
+        assert ("Content-Length" in client.head(url).headers) == planned
+        part = client.get(url, headers={"Range": "bytes=1000-1999"})
+        whole = client.get(url).data
+        assert part.data == (whole[1000:2000] if part.status_code == 206 else whole)
+        assert part.status_code == 206 or not planned
+
+
 def test_the_root_leads_to_the_list(client: FlaskClient) -> None:
-    assert client.get("/").location == "/c1/"
+    assert 'href="http://registry.example.com/c1/"' in client.get("/").text
 
 
 def test_a_rootfs_is_plain_and_has_its_exact_length(client: FlaskClient) -> None:
@@ -272,6 +405,27 @@ def test_a_digest_that_is_none_is_not_found(client: FlaskClient) -> None:
     assert error(client.get("/c1/squash/acme/app/sha256:zzz"))[0] in {404, 422}
 
 
+@pytest.mark.parametrize(
+    ("path", "code", "named"),
+    [
+        ("bundle/acme/empty/1.0", "RUNTIME_CONFIG_INEXPRESSIBLE", "config.Entrypoint and config.Cmd"),
+        ("bundle/acme/odd/eve", "USER_UNKNOWN", "'eve'"),
+        ("incus/acme/odd/wasm", "INCUS_ARCHITECTURE_INEXPRESSIBLE", "linux/wasm"),
+        ("aci/acme/odd/wasm", "APPC_PLATFORM_INEXPRESSIBLE", "linux/wasm"),
+        ("wsl/acme/odd/wasm", "WSL_INEXPRESSIBLE", "linux/wasm"),
+        ("wsl/acme/app/1.0", "WSL_INEXPRESSIBLE", "etc/passwd"),
+    ],
+)
+def test_what_a_format_has_no_word_for_is_refused_and_named(
+    place: Place, client: FlaskClient, path: str, code: str, named: str
+) -> None:
+    place.push("acme/odd:eve", Image([BASE], run={**RUN, "User": "eve"}))
+    place.push("acme/odd:wasm", Image([BASE], platform="linux/wasm", run=RUN))
+    status, told, message = error(client.get(f"/c1/{path}"))
+    assert (status, told) == (422, code)
+    assert named in message
+
+
 def test_a_missing_platform_is_answered_with_those_there_are(client: FlaskClient) -> None:
     answer = client.get("/c1/rootfs/acme/app/2.0?platform=linux/s390x")
     status, code, message = error(answer)
@@ -336,14 +490,14 @@ def test_an_artifact_is_no_image(client: FlaskClient) -> None:
 def test_a_private_repository_and_one_that_is_not_there_are_told_apart_by_nothing(client: FlaskClient) -> None:
     for url in ("/c1/squash/acme/{}/1.0", "/c1/squash/acme/{}/9.9", "/c1/squash/acme/{}/1.0?platform=linux/vax"):
         private, absent = (client.get(url.format(name)) for name in ("secret", "absent"))
-        assert error(private)[:2] == (403, "DENIED")
+        assert error(private)[:2] == (401, "UNAUTHORIZED")
         assert private.data.replace(b"secret", b"absent") == absent.data
         assert list(private.headers.keys()) == list(absent.headers.keys())
 
 
 def test_without_anonymous_access_nobody_reads_anything(place: Place) -> None:
     client = Place(place.folder, {"FEATURE_ANONYMOUS_ACCESS": False}).app().test_client()
-    assert error(client.get("/c1/squash/acme/app/1.0"))[:2] == (403, "DENIED")
+    assert error(client.get("/c1/squash/acme/app/1.0"))[:2] == (401, "UNAUTHORIZED")
 
 
 def test_a_disabled_namespace_is_refused(tmp_path: Path) -> None:

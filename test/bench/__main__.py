@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from test.bench import serving
+from test.bench import pushing, serving
 from test.bench.measuring import MIB, say
 from test.bench.measuring import serving as server_of
 from test.bench.merging import IMAGES, SCALES, measure_image, measure_scale, place, prepare, take_steps
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--images", default=",".join(IMAGES), help="which of them (default: %(default)s)")
     parser.add_argument("--no-scale", action="store_true", help="leave out the images of 10,000 to 1,000,000 entries")
     parser.add_argument("--no-serving", action="store_true", help="leave out what is measured of serving")
+    parser.add_argument("--no-pushing", action="store_true", help="leave out what is measured of pushing and pulling")
     parser.add_argument("--steps", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.steps:
@@ -98,11 +99,14 @@ def main() -> None:
             images[name] = measure_image(name, arguments.runs, server)
     scale = [] if arguments.no_scale else measure_scale(min(arguments.runs, 3))
     served = None if arguments.no_serving else serving.measure_serving(arguments.runs)
+    pushed = None if arguments.no_pushing else pushing.measure_pushing(arguments.runs)
     here = machine()
     print(", ".join(f"{what} {value}" for what, value in here.items()))
     print(table(images, scale))
     if served:
         print(serving.table(served))
+    if pushed:
+        print(pushing.table(pushed))
     if arguments.file:
         rows = {
             name: image
@@ -110,7 +114,10 @@ def main() -> None:
             for name, image in images.items()
         }
         arguments.file.write_text(
-            json.dumps({"machine": here, "images": rows, "scale": scale, "serving": served}, indent=1) + "\n"
+            json.dumps(
+                {"machine": here, "images": rows, "scale": scale, "serving": served, "pushing": pushed}, indent=1
+            )
+            + "\n"
         )
 
 
