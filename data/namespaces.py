@@ -116,6 +116,16 @@ class Namespaces(Administered):
             connection.execute(update(User).where(User.id == number).values(**values))
         Logins(self._own_engine).succeeded(name)
 
+    def set_superuser(self, name: str, *, superuser: bool) -> None:
+        """Let a user do everything, everywhere, or not any more; whom the settings name stays one. Idempotent.
+
+        Raises UserNotFound, NotOurRegistry.
+        """
+        with self._changing() as connection:
+            _person_id(connection, name)
+        change = _make_superuser if superuser else _make_superuser_no_more
+        changing(self._own_engine, lambda connection: change(connection, name))
+
     def set_enabled(self, name: str, *, enabled: bool) -> None:
         """Let a user or a robot log in, or not; of one who may not, nor of such an organization, nothing can be had.
 
@@ -146,8 +156,7 @@ class Namespaces(Administered):
         return [NamespaceListed(name, email, enabled, name in superusers) for name, email, enabled in rows]
 
     def _forget(self, name: str) -> None:
-        query = delete(SuperuserRow).where(SuperuserRow.username == name)
-        changing(self._own_engine, lambda connection: connection.execute(query).rowcount)
+        changing(self._own_engine, lambda connection: _make_superuser_no_more(connection, name))
         Logins(self._own_engine).succeeded(name)
 
     # --- Organizations ------------------------------------------------------------------------------------------------
@@ -195,13 +204,30 @@ class Namespaces(Administered):
         with self._changing() as connection:
             namespace_row(connection, owner)
             _check_free(connection, name)
-            box = self._secrets()
-            if box is None:
-                raise NoSecretKey("DATABASE_SECRET_KEY is not set, so no token can be kept")
+            kept = self._encrypted(token)
             number = connection.execute(insert(User).values(username=name, robot=True).returning(User.id)).scalar_one()
-            values = {"robot_account_id": number, "token": box.encrypt(token), "fully_migrated": True}
-            connection.execute(insert(RobotAccountToken).values(**values))
+            _keep_token(connection, number, kept)
         return token
+
+    def renew_robot(self, name: str) -> str:
+        """Give a robot another token and return it, which is not told again; the one before is good for nothing.
+
+        Raises InvalidName, UserNotFound, NoSecretKey, SecretFileUnusable, NotOurRegistry.
+        """
+        check_robot(name)
+        token = new_token()
+        with self._changing() as connection:
+            number = user_id(connection, name)
+            kept = self._encrypted(token)
+            connection.execute(delete(RobotAccountToken).where(RobotAccountToken.robot_account_id == number))
+            _keep_token(connection, number, kept)
+        return token
+
+    def _encrypted(self, token: str) -> str:
+        box = self._secrets()
+        if box is None:
+            raise NoSecretKey("DATABASE_SECRET_KEY is not set, so no token can be kept")
+        return box.encrypt(token)
 
     def delete_robot(self, name: str) -> None:
         """Delete a robot. Raises InvalidName, UserNotFound, NotOurRegistry."""
@@ -253,6 +279,10 @@ def _make_superuser(connection: Connection, name: str) -> None:
     insert_unless_there(connection, SuperuserRow, {"username": name, "created_ms": database_now_ms(connection)})
 
 
+def _make_superuser_no_more(connection: Connection, name: str) -> None:
+    connection.execute(delete(SuperuserRow).where(SuperuserRow.username == name))
+
+
 def _listed(connection: Connection, *, organization: bool) -> list[tuple[str, str | None, bool]]:
     query = select(User.username, User.email, User.enabled)
     query = query.where(User.organization.is_(organization), User.robot.is_(False))
@@ -260,6 +290,11 @@ def _listed(connection: Connection, *, organization: bool) -> list[tuple[str, st
     return sorted(
         (name, email if "@" in email else None, enabled) for name, email, enabled in connection.execute(query)
     )
+
+
+def _keep_token(connection: Connection, number: int, kept: str) -> None:
+    values = {"robot_account_id": number, "token": kept, "fully_migrated": True}
+    connection.execute(insert(RobotAccountToken).values(**values))
 
 
 def _delete_namespace(connection: Connection, number: int, name: str, *, with_repositories: bool) -> None:

@@ -27,6 +27,12 @@ class RepositoryExists(Problem):
     code = "NAME_TAKEN"
 
 
+class StaysSuperuser(Problem):
+    """A user whom the settings make a superuser, where nothing else can take it from them."""
+
+    code = "SUPERUSER_BY_SETTINGS"
+
+
 def _administration(read: ReadConfiguration) -> "Administration":
     return services_of(read).administration
 
@@ -67,7 +73,7 @@ def _read_password(*, stdin: bool) -> str:
 
 @click.group(cls=Commands)
 def user() -> None:
-    """Make, list, disable and delete users."""
+    """Make, list, promote, disable and delete users."""
 
 
 @user.command(
@@ -98,6 +104,25 @@ def user_password(read: ReadConfiguration, *, name: str, password_stdin: bool) -
     """Give a user another password. Whoever had to wait for failed logins need not any more."""
     administration = _administration(read)
     administration.set_password(name, _read_password(stdin=password_stdin))
+
+
+@user.command(
+    "superuser",
+    epilog=examples("registry-verbs user superuser alice", "registry-verbs user superuser alice --revoke"),
+)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--revoke", is_flag=True, help="Let them do no more than others.")
+@click.pass_obj
+def user_superuser(read: ReadConfiguration, *, names: tuple[str, ...], revoke: bool) -> None:
+    """Let users do everything, everywhere."""
+    services = services_of(read)
+
+    def change(name: str) -> None:
+        services.administration.set_superuser(name, superuser=not revoke)
+        if revoke and name in services.settings.superusers:
+            raise StaysSuperuser(f"{name} stays a superuser, because SUPER_USERS names them")
+
+    _each(names, change)
 
 
 @user.command("ls", epilog=examples("registry-verbs user ls"))
@@ -255,6 +280,14 @@ def robot_create(read: ReadConfiguration, *, name: str) -> None:
     A robot may do nothing until it is granted something, or is in a team.
     """
     click.echo(_administration(read).create_robot(name))
+
+
+@robot.command("renew", epilog=examples("registry-verbs robot renew acme+ci > token"))
+@click.argument("name", metavar="OWNER+NAME")
+@click.pass_obj
+def robot_renew(read: ReadConfiguration, *, name: str) -> None:
+    """Give a robot another token and print it, this once; the one before is good for nothing from then on."""
+    click.echo(_administration(read).renew_robot(name))
 
 
 @robot.command("ls", epilog=examples("registry-verbs robot ls", "registry-verbs robot ls acme"))

@@ -116,6 +116,12 @@ def test_users(office: Office) -> None:
     office.done("user", "enable", "alice")
     office.done("user", "password", "alice", "--password-stdin", stdin="another-horse")
     assert accounts.authenticate("alice", "another-horse").name == "alice"
+    office.done("user", "superuser", "alice")
+    office.done("user", "superuser", "--revoke", "root")
+    assert columns(office.done("user", "ls")) == [
+        ["alice", "enabled", "superuser", "alice@example.com"],
+        ["root", "enabled"],
+    ]
     office.done("user", "rm", "alice", "root")
     assert office.done("user", "ls") == ""
 
@@ -131,6 +137,11 @@ def test_organizations_teams_and_robots(office: Office) -> None:
     assert len(token) == 65  # and a line's end: the token alone
     accounts = office.place.services().accounts
     assert accounts.authenticate("acme+ci", token.strip()).name == "acme+ci"
+    renewed = office.done("robot", "renew", "acme+ci")
+    assert len(renewed) == 65
+    with pytest.raises(CredentialsRefused):
+        accounts.authenticate("acme+ci", token.strip())
+    assert accounts.authenticate("acme+ci", renewed.strip()).name == "acme+ci"
     office.done("team", "add", "acme", "devs", "bob", "acme+ci")
     assert columns(office.done("team", "ls", "acme")) == [
         ["devs", "member", "acme+ci", "bob"],
@@ -202,6 +213,7 @@ def test_a_namespace_goes_with_its_repositories_only_if_that_is_said(small: Offi
         (("user", "create", "carol", "--password-stdin", "--email", "x"), "'x' is no e-mail address"),
         (("user", "password", "nobody", "--password-stdin"), "there is no user 'nobody'"),
         (("user", "rm", "nobody"), "there is no user 'nobody'"),
+        (("user", "superuser", "nobody"), "there is no user 'nobody'"),
         (("user", "disable", "nobody"), "'nobody'"),
         (("org", "create", "alice"), "there is a user 'alice' already"),
         (("org", "create", "other", "--owner", "nobody"), "there is no user 'nobody'"),
@@ -212,6 +224,7 @@ def test_a_namespace_goes_with_its_repositories_only_if_that_is_said(small: Offi
         (("team", "ls", "nowhere"), "there is no organization 'nowhere'"),
         (("robot", "create", "acme"), "OWNER+NAME"),
         (("robot", "create", "nowhere+ci"), "'nowhere'"),
+        (("robot", "renew", "acme+ci"), "there is no robot 'acme+ci'"),
         (("robot", "rm", "acme+ci"), "there is no robot 'acme+ci'"),
         (("repo", "create", "acme/app"), "there is a repository acme/app already"),
         (("repo", "create", "nowhere/app"), "'nowhere'"),
@@ -283,6 +296,8 @@ def test_a_registry_that_is_only_read_is_not_changed(small: Office, more: dict[s
         ("org", "create", "other"),
         ("team", "create", "acme", "devs"),
         ("robot", "create", "acme+ci"),
+        ("robot", "renew", "acme+ci"),
+        ("user", "superuser", "alice"),
         ("repo", "create", "acme/app"),
     ):
         assert says in reading.failed(*words, stdin=PASSWORD)
@@ -294,6 +309,9 @@ def test_who_the_settings_make_superuser_is_listed_as_one(small: Office) -> None
     small.user("alice")
     listing = Office(Place(small.place.folder, {"SUPER_USERS": ["alice"]}))
     assert columns(listing.done("user", "ls")) == [["alice", "enabled", "superuser"]]
+    assert "alice stays a superuser, because SUPER_USERS names them" in listing.failed(
+        "user", "superuser", "alice", "--revoke"
+    )
 
 
 def leaves(group: click.Group, *path: str) -> Iterator[tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """What is done to accounts and repositories, on every database that may be ours; and what is not done to a Quay's."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -114,6 +115,23 @@ def test_a_superuser_is_one(office: Office) -> None:
     made = office.administration.create_user("root", PASSWORD, superuser=True)
     assert made.superuser
     assert office.accounts.authenticate("root", PASSWORD) == made
+
+
+def test_a_user_becomes_a_superuser_and_is_one_no_more(office: Office) -> None:
+    office.administration.create_user("alice", PASSWORD)
+    for superuser in (True, True, False, False):
+        office.administration.set_superuser("alice", superuser=superuser)
+        assert office.accounts.authenticate("alice", PASSWORD).superuser is superuser
+        assert [each.superuser for each in office.administration.users()] == [superuser]
+
+
+def test_only_users_are_superusers(small: Office) -> None:
+    small.administration.create_organization("acme")
+    small.administration.create_robot("acme+ci")
+    for name in ("nobody", "acme", "acme+ci"):
+        with pytest.raises(UserNotFound, match=f"there is no user '{re.escape(name)}'"):
+            small.administration.set_superuser(name, superuser=True)
+    assert reading(small.engine, lambda connection: connection.scalars(select(SuperuserRow.username)).all()) == []
 
 
 def test_users_are_listed_by_name(office: Office) -> None:
@@ -430,6 +448,28 @@ def test_a_robot_is_made_and_its_token_told_once(office: Office) -> None:
     assert office.accounts.authenticate("acme+ci", token).robot
 
 
+def test_a_robot_s_new_token_is_the_only_one_that_is_good(office: Office) -> None:
+    full(office)
+    first = office.administration.renew_robot("acme+ci")
+    second = office.administration.renew_robot("acme+ci")
+    assert len(second) == 64
+    with pytest.raises(CredentialsRefused):
+        office.accounts.authenticate("acme+ci", first)
+    assert office.accounts.authenticate("acme+ci", second).name == "acme+ci"
+    with pytest.raises(CredentialsRefused):
+        office.accounts.authenticate("bob+ci", second)
+    assert office.role("acme+ci", "bob/own") is not None  # what it was granted it still has
+
+
+def test_a_robot_without_a_token_gets_one(small: Office) -> None:
+    small.administration.create_organization("acme")
+    small.administration.create_robot("acme+ci")
+    with writing(small.engine) as connection:
+        connection.execute(delete(RobotAccountToken))
+    token = small.administration.renew_robot("acme+ci")
+    assert small.accounts.authenticate("acme+ci", token).robot
+
+
 def test_tokens_are_of_all_letters_and_never_the_same() -> None:
     tokens = {new_token() for _ in range(200)}
     assert len(tokens) == 200
@@ -457,7 +497,8 @@ def test_a_robot_that_is_deleted_is_gone_with_what_it_was_given(office: Office) 
 @pytest.mark.parametrize("name", ["acme", "acme+", "+ci", "acme+c", "acme+C+I", "acme+ci+cd", "Acme+ci", "acme+c i"])
 def test_names_that_no_robot_has_are_refused(small: Office, name: str) -> None:
     small.administration.create_organization("acme")
-    for do in (small.administration.create_robot, small.administration.delete_robot):
+    each = small.administration
+    for do in (each.create_robot, each.renew_robot, each.delete_robot):
         with pytest.raises(InvalidName):
             do(name)
 
@@ -472,6 +513,10 @@ def test_a_robot_needs_an_owner_and_a_key(small: Office) -> None:
     without = Administration(small.engine, small.engine, lambda: None)
     with pytest.raises(NoSecretKey):
         without.create_robot("acme+cd")
+    with pytest.raises(NoSecretKey):
+        without.renew_robot("acme+ci")
+    with pytest.raises(UserNotFound, match="there is no robot 'acme\\+cd'"):
+        small.administration.renew_robot("acme+cd")
     assert [each.name for each in small.administration.robots()] == ["acme+ci"]
 
 
@@ -606,6 +651,7 @@ def test_what_is_not_there_is_named(small: Office) -> None:
 CHANGES: dict[str, Callable[[Administration], object]] = {
     "create_user": lambda each: each.create_user("carol", PASSWORD),
     "set_password": lambda each: each.set_password("alice", "another-horse"),
+    "set_superuser": lambda each: each.set_superuser("alice", superuser=True),
     "set_enabled": lambda each: each.set_enabled("alice", enabled=False),
     "delete_user": lambda each: each.delete_user("bob", with_repositories=True),
     "create_organization": lambda each: each.create_organization("other"),
@@ -615,6 +661,7 @@ CHANGES: dict[str, Callable[[Administration], object]] = {
     "add_member": lambda each: each.add_member("acme", "owners", "bob"),
     "remove_member": lambda each: each.remove_member("acme", "devs", "bob"),
     "create_robot": lambda each: each.create_robot("acme+cd"),
+    "renew_robot": lambda each: each.renew_robot("acme+ci"),
     "delete_robot": lambda each: each.delete_robot("acme+ci"),
     "create_repository": lambda each: each.create_repository("acme", "new", public=True),
     "set_visibility": lambda each: each.set_visibility("acme", "app", public=False),
