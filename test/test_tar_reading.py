@@ -661,6 +661,14 @@ def test_sparse_extension_blocks_without_end_are_refused() -> None:
     error_of(iter(Endless(pax_header(records) + numbers + (b"%d\n" % 10**12).ljust(512, b"0"), b"0\n0\n" * 128)))
 
 
+def test_what_sparse_maps_may_take_is_counted_by_entry() -> None:
+    regions = [(at * 1024, b"x") for at in range(4 + 21 * 3)]
+    archive = layers.layer(*(layers.old_gnu_sparse(b"s%d" % at, 1 << 20, regions) for at in range(5)))
+    limits = LayerLimits(max_extension=3 * 512)
+    assert len(index_of(archive, limits=limits)) == 5
+    assert "s0" in str(error_of(archive, limits=LayerLimits(max_extension=3 * 512 - 1)))
+
+
 def test_sparse_files_of_more_than_the_limit_are_refused() -> None:
     """A hole costs nothing to write: 512 bytes of archive may ask for exabytes of image."""
     for build in (layers.old_gnu_sparse, layers.pax_sparse_00, layers.pax_sparse_01, layers.pax_sparse_10):

@@ -13,9 +13,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from functools import lru_cache
-from itertools import pairwise
 
-from util import tarheader, whiteout
+from util import sparsemap, tarheader, whiteout
 from util.layerindex import (
     BLOCK_DEVICE,
     CHARACTER,
@@ -321,14 +320,20 @@ class _Reader:
             if b"\0" in name or b"\0" in link:
                 raise self._malformed("has a NUL in its name", name)
             size = self._integer(records, b"size", size, name)
-        sparse_size: int | None = None
-        if kind == 0x53:  # old GNU sparse
-            pieces, sparse_size = self._gnu_sparse(block, name)
-        elif records.get(b"GNU.sparse.major", b"0") not in (b"0", b"1"):
-            raise self._malformed("is sparse in a version that is not known", records.get(b"GNU.sparse.name") or name)
-        elif b"GNU.sparse.major" in records or b"GNU.sparse.map" in records or b"GNU.sparse.size" in records:
+        sparse: Sparse | None = None
+        pax_sparse = kind != 0x53 and sparsemap.is_pax(records)
+        if pax_sparse:
             name = records.get(b"GNU.sparse.name") or name
-            pieces, sparse_size, size = self._pax_sparse(self._local, records, size, name)
+        try:
+            if kind == 0x53:  # old GNU sparse
+                sparse = sparsemap.read_old_gnu(block, tar.read, room=self._limits.max_extension - self._extended)
+            elif pax_sparse:
+                room = self._limits.max_extension
+                sparse, size = sparsemap.read_pax(self._local, records, size, tar.read, room=room)
+        except sparsemap.MalformedMap as problem:
+            raise self._malformed(str(problem), name) from None
+        except sparsemap.MapCut:
+            raise TruncatedLayer(f"layer {self._layer} ends within the sparse map of {shown(name)}") from None
         if size < 0:
             raise self._malformed("has a negative size", name)
         payload = tar.position
@@ -343,9 +348,10 @@ class _Reader:
                 verbatim = False
         else:
             raise UnknownEntryType(f"layer {self._layer}: entry {shown(name)} has the unknown type {bytes((kind,))!r}")
-        if size > self._limits.max_size or (sparse_size or 0) > self._limits.max_size:
+        claimed = max(size, 0 if sparse is None else sparse.size)
+        if claimed > self._limits.max_size:
             raise LayerTooLarge(
-                f"layer {self._layer}: entry {shown(name)} claims {max(size, sparse_size or 0)} bytes; at most"
+                f"layer {self._layer}: entry {shown(name)} claims {claimed} bytes; at most"
                 f" {self._limits.max_size} are allowed (VERBS_MAX_SIZE)"
             )
         path = name
@@ -358,7 +364,7 @@ class _Reader:
         if not path and (kind != DIRECTORY or block[156] in b"07"):
             raise self._malformed("stands for the root and is no directory", name)
         content = b""
-        if kind == FILE and path in KEPT_FILES and stored <= _MAX_KEPT and sparse_size is None:
+        if kind == FILE and path in KEPT_FILES and stored <= _MAX_KEPT and sparse is None:
             content = tar.read(stored)
             if len(content) < stored:
                 raise self._cut(name)
@@ -391,11 +397,11 @@ class _Reader:
             if not (0 <= major <= _MAX_ID and 0 <= minor <= _MAX_ID):
                 raise self._malformed(f"has a device number ({major}, {minor}) that no system has", name)
             index.devices[entry] = (major, minor)
-        if sparse_size is not None:
-            if sum(length for _, length in pieces) > stored:
+        if sparse is not None:
+            if sum(length for _, length in sparse.pieces) > stored:
                 raise self._malformed("has less data than its sparse map says", name)
-            index.sparse[entry] = Sparse(sparse_size, pieces)
-            self._size += sparse_size
+            index.sparse[entry] = sparse
+            self._size += sparse.size
             if self._size > self._limits.max_size:
                 raise LayerTooLarge(
                     f"layer {self._layer}: its sparse files expand to more than {self._limits.max_size} bytes"
@@ -414,7 +420,7 @@ class _Reader:
         flags = PRESENT | JOINED if start == self._end else PRESENT
         if (
             verbatim
-            and sparse_size is None
+            and sparse is None
             and name == (path + b"/" if kind == DIRECTORY else path)
             and block[265:329] == _NO_OWNERS
             and (magic == _USTAR or (magic == _GNU and not block[345]))
@@ -548,71 +554,3 @@ class _Reader:
                 case None:
                     continue
         return False
-
-    def _gnu_sparse(self, block: bytes, name: bytes) -> tuple[tuple[tuple[int, int], ...], int]:
-        """Return the pieces and the full size of an old GNU sparse entry, reading its further map blocks."""
-        full = self._number(block[483:495], "sparse size", name)
-        numbers: list[int] = []
-        table, more = block[386:482], block[482]
-        while True:
-            for at in range(0, len(table) - 23, 24):
-                if table[at] in (0, 0x20):
-                    break
-                numbers.append(self._number(table[at : at + 12], "sparse map", name))
-                numbers.append(self._number(table[at + 12 : at + 24], "sparse map", name))
-            if not more:
-                break
-            self._extended += BLOCK
-            if self._extended > self._limits.max_extension:
-                raise self._malformed("has a sparse map larger than any extension may be", name)
-            block = self._tar.read(BLOCK)
-            if len(block) < BLOCK:
-                raise TruncatedLayer(f"layer {self._layer} ends within the sparse map of {shown(name)}")
-            table, more = block[:504], block[504]
-        return self._pieces(numbers, full, name), full
-
-    def _pax_sparse(
-        self, local: list[tuple[bytes, bytes]], records: dict[bytes, bytes], size: int, name: bytes
-    ) -> tuple[tuple[tuple[int, int], ...], int, int]:
-        """Return the pieces, the full size, and the stored bytes that are left once the map is read."""
-        full = self._integer(
-            records, b"GNU.sparse.realsize", self._integer(records, b"GNU.sparse.size", size, name), name
-        )
-        texts: list[bytes]
-        if records.get(b"GNU.sparse.major") == b"1":
-            first = self._tar.read(BLOCK)
-            texts, used = [], BLOCK
-            count: int | None = None
-            pending = first
-            while True:
-                *lines, pending = pending.split(b"\n")
-                texts.extend(lines)
-                if count is None and texts:
-                    count = int(texts[0]) if _INTEGER.fullmatch(texts[0]) else -1
-                    if not 0 <= count <= self._limits.max_extension:
-                        raise self._malformed("has a sparse map that cannot be read", name)
-                if count is not None and len(texts) > 2 * count:
-                    break
-                block = self._tar.read(BLOCK)
-                used += BLOCK
-                if len(block) < BLOCK or used > max(size, BLOCK) or used > self._limits.max_extension:
-                    raise self._malformed("has a sparse map without an end", name)
-                pending += block
-            texts = texts[1 : 1 + 2 * (count or 0)]
-            size -= used
-        elif b"GNU.sparse.map" in records:
-            texts = records[b"GNU.sparse.map"].split(b",") if records[b"GNU.sparse.map"] else []
-        else:
-            texts = [value for key, value in local if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes")]
-        if not all(map(_INTEGER.fullmatch, texts)):
-            raise self._malformed("has a sparse map that is no list of numbers", name)
-        return self._pieces([int(text) for text in texts], full, name), full, size
-
-    def _pieces(self, numbers: list[int], full: int, name: bytes) -> tuple[tuple[int, int], ...]:
-        if len(numbers) % 2 or full < 0:
-            raise self._malformed("has a sparse map with half a piece", name)
-        pieces = tuple(zip(numbers[::2], numbers[1::2], strict=True))
-        for (offset, length), (following, _) in pairwise((*pieces, (full, 0))):
-            if offset < 0 or length < 0 or offset + length > following:
-                raise self._malformed("has a sparse map whose pieces overlap or leave the file", name)
-        return tuple(piece for piece in pieces if piece[1])
