@@ -52,7 +52,7 @@ class Client:
     connect: Mapping[str, str]
     insecure: bool = True
     login: tuple[str, str] | None = None
-    patience: float = 30
+    patience: float = 120
     asked: list[str] = field(default_factory=list)
 
     def fetch(self, name: str, **labels: str) -> Found:
@@ -136,7 +136,7 @@ class Client:
             self.asked.append(url)
             parts = urlsplit(url)
             kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-            connection = kind(self.connect[parts.hostname or ""], timeout=30)
+            connection = kind(self.connect[parts.hostname or ""], timeout=300)
             try:
                 target = parts.path + (f"?{parts.query}" if parts.query else "")
                 connection.request("GET", target or "/", headers={"Host": parts.netloc, **headers})

@@ -89,6 +89,6 @@ def _home() -> Iterator[str]:
 
 def _gpg(home: str, *arguments: str, stdin: bytes = b"") -> bytes:
     command = [program("gpg"), "--homedir", home, "--batch", "--yes", "--no-tty", *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout

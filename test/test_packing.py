@@ -20,6 +20,7 @@ from endpoints.wire import ConnectionCut
 from test.images import Image, Layer
 from test.layers import file
 from test.place import Place
+from test.waiting import storing_is_waited_for
 from util.compression import Compression
 from util.digest import Digest
 from util.packedlayer import LayerDiffers, PackedLayer, packed
@@ -234,6 +235,12 @@ def test_a_read_only_registry_uses_what_is_known_and_changes_nothing(place: Plac
 
 
 # --- Over HTTP --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every image be stored before the end of its bytes."""
+    storing_is_waited_for(monkeypatch)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from test.images import INDEX, Image, Layer
 from test.layers import file
 from test.people import PASSWORD, ROBOT_TOKEN, SECRET, People
 from test.place import Place
-from test.waiting import eventually
+from test.waiting import storing_is_waited_for
 
 IMAGE = Image([Layer([file(b"etc/hostname", b"here\n")])])
 REPOSITORIES = ("public", "private", "absent")
@@ -415,7 +415,8 @@ def test_a_group_with_another_s_image_is_not_cancelled(registry: Registry) -> No
     assert client.delete(path, headers=login("owner")).get_json() == {"cancelled": 2}
 
 
-def test_what_is_stored_is_not_served_past_a_permission(tmp_path: Path) -> None:
+def test_what_is_stored_is_not_served_past_a_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storing_is_waited_for(monkeypatch)
     place = Place(tmp_path)
     place.services()
     people = People(place.engine)
@@ -428,7 +429,7 @@ def test_what_is_stored_is_not_served_past_a_permission(tmp_path: Path) -> None:
     with client.get(path, headers=login("reader")) as first:
         assert (first.status_code, len(first.data) > 0) == (200, True)
     etag = {"If-None-Match": first.headers["ETag"]}
-    eventually(lambda: len(place.derived()) == 1)
+    assert len(place.derived()) == 1
     assert client.get(path, headers={**login("reader"), **etag}).status_code == 304
     place.sql("DELETE FROM repositorypermission")
     for more in ({}, etag, {"Range": "bytes=0-9"}, {"If-Match": "*"}):

@@ -34,6 +34,9 @@ MEMORY = 150 << 20
 LARGE = int(os.environ.get("PUSHED_LAYER_BYTES", str(192 << 20)))
 """Bytes of a layer by which memory is measured; the variable asks for another one."""
 
+PARTS = 40 << 20
+"""What is on its way into a bucket, in bytes."""
+
 _PIECE = 1 << 20
 
 
@@ -95,7 +98,7 @@ class Client:
         url = self._urls[self._turn % len(self._urls)]
         if not path.startswith("/"):
             path = f"/v2/{self._name}/{path}"
-        return self.session.request(method, url + path, timeout=120, **more)
+        return self.session.request(method, url + path, timeout=300, **more)
 
     def begin(self) -> str:
         answer = self.ask("POST", "blobs/uploads/")
@@ -164,14 +167,14 @@ def test_a_large_layer_is_pushed_and_pulled_in_little_memory(tmp_path: Path, how
 
 
 def test_a_large_layer_goes_into_a_bucket_in_little_memory(tmp_path: Path) -> None:
-    layer = Pushed(min(LARGE, 96 << 20))
+    layer = Pushed(min(LARGE, 160 << 20))
     with s3_server() as url, served(a_place(tmp_path, in_bucket(url))) as running:
         client = Client(running.url)
         path = client.begin()
         assert client.ask("PATCH", path, data=layer.pieces()).status_code == 202
         assert client.ask("PUT", f"{path}?digest={layer.digest}").status_code == 201
         assert client.had(layer.digest) == str(layer.digest)
-        assert max(peaks(running)) < MEMORY
+        assert max(peaks(running)) < MEMORY + PARTS
 
 
 def in_bucket(url: str) -> dict[str, Any]:
@@ -197,11 +200,11 @@ def in_bucket(url: str) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["sqlite and a folder", "postgresql and a bucket"])
 def test_many_push_images_that_share_layers_at_once(tmp_path: Path, kind: str) -> None:
     with contextlib.ExitStack() as stack:
-        more: dict[str, Any] = {}
+        # Nobody is to be refused because the machine has much else to do: not for a lock, and not for a connection.
+        more: dict[str, Any] = {"DB_URI": f"sqlite:///{tmp_path}/var/registry.db?timeout=300", "VERBS_REGISTRY": "own"}
         if "bucket" in kind:
-            more = in_bucket(stack.enter_context(s3_server()))
-            more["DB_URI"] = stack.enter_context(database_uri("postgresql", tmp_path))
-            more["VERBS_REGISTRY"] = "own"
+            more |= in_bucket(stack.enter_context(s3_server()))
+            more["DB_URI"] = f"{stack.enter_context(database_uri('postgresql', tmp_path))}&connect_timeout=60"
         running = stack.enter_context(served(a_place(tmp_path, more), workers=2))
         shared = [random.Random(number).randbytes(200_000) for number in range(4)]
 
@@ -282,6 +285,7 @@ def test_workers_that_are_killed_leave_no_broken_blob_and_uploads_that_go_on(tmp
     layers = [Pushed(3 << 20, seed=seed) for seed in range(3)]
     ended = threading.Event()
     done: list[Digest] = []
+    advances: list[int] = []
     broken: list[object] = []
     with served(a_place(tmp_path), workers=2) as running:
 
@@ -296,6 +300,7 @@ def test_workers_that_are_killed_leave_no_broken_blob_and_uploads_that_go_on(tmp
                         last = min(reached + 400_000, layer.size)
                         headers = {"Content-Range": f"{reached}-{last - 1}"}
                         client.ask("PATCH", path, data=b"".join(layer.pieces(reached, last)), headers=headers)
+                        advances.append(number)
                         continue
                     answer = client.ask("PUT", f"{path}?digest={layer.digest}")
                     if answer.status_code == 201:
@@ -323,7 +328,10 @@ def test_workers_that_are_killed_leave_no_broken_blob_and_uploads_that_go_on(tmp
 
         def kill() -> None:
             while not ended.is_set():
+                seen = len(advances) + len(done)
                 time.sleep(random.uniform(0.3, 1.2))
+                if len(advances) + len(done) == seen:
+                    continue  # workers that take longer to begin would never come to anything
                 with contextlib.suppress(ProcessLookupError, IndexError):
                     os.kill(random.choice(running.workers()), signal.SIGKILL)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from test.waiting import eventually
 from util.readahead import ReadAhead
 
 PIECE = 1000
@@ -23,13 +24,11 @@ def pieces(count: int, made: list[int] | None = None) -> Callable[[], Iterator[b
     return produce
 
 
-def settled(made: list[int]) -> int:
-    """Return how many pieces were made when no more are made without a reader."""
-    count = -1
-    while count != len(made):
-        count = len(made)
-        time.sleep(0.1)
-    return count
+def settled(made: list[int], count: int) -> int:
+    """Return how many pieces were made, after waiting for `count`, and for more that should not come."""
+    eventually(lambda: len(made) >= count)
+    time.sleep(0.2)
+    return len(made)
 
 
 @pytest.mark.parametrize("spill", [0, 3 * PIECE, 30 * PIECE, 10_000 * PIECE])
@@ -45,9 +44,9 @@ def test_all_pieces_come_in_their_order(spill: int, hurried: bool) -> None:
 def test_what_waits_is_bounded_in_memory_and_on_disk() -> None:
     made: list[int] = []
     ahead = ReadAhead(pieces(500, made), budget=2 * PIECE, spill=10 * PIECE)
-    assert settled(made) == 13  # two in memory, ten on disk, one in hand
+    assert settled(made, 13) == 13  # two in memory, ten on disk, one in hand
     next(ahead)
-    assert settled(made) == 13  # what is on disk has to be read before memory is for others again
+    assert settled(made, 13) == 13  # what is on disk has to be read before memory is for others again
     ahead.close()
 
 
@@ -55,7 +54,7 @@ def test_nothing_waits_on_disk_where_that_is_not_allowed(monkeypatch: pytest.Mon
     monkeypatch.setattr(tempfile, "TemporaryFile", None)
     made: list[int] = []
     ahead = ReadAhead(pieces(500, made), budget=2 * PIECE)
-    assert settled(made) == 3
+    assert settled(made, 3) == 3
     assert b"".join(ahead) == b"".join(pieces(500)())
     ahead.close()
 
@@ -72,7 +71,7 @@ def test_a_full_disk_makes_the_producer_wait_and_loses_nothing(monkeypatch: pyte
     monkeypatch.setattr(os, "pwrite", full)
     made: list[int] = []
     ahead = ReadAhead(pieces(100, made), budget=2 * PIECE, spill=50 * PIECE)
-    assert settled(made) == 6
+    assert settled(made, 6) == 6
     assert b"".join(ahead) == b"".join(pieces(100)())
     ahead.close()
 
@@ -103,10 +102,10 @@ def test_closing_early_ends_the_thread_and_the_producer(spill: int) -> None:
         finally:
             ended.set()
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     ahead = ReadAhead(produce, budget=2 * PIECE, spill=spill)
     next(ahead)
     ahead.close()
     ahead.close()
     assert ended.is_set()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before

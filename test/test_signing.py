@@ -2,8 +2,6 @@
 
 import logging
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from test.images import Image, Layer
 from test.layers import file
 from test.people import People
 from test.place import Place
+from test.waiting import eventually, storing_is_waited_for
 
 IMAGE = Image([Layer([file(b"etc/motd", b"hello\n" * 5000)])], run={"Entrypoint": ["/bin/app"]})
 OTHER = Image([Layer([file(b"etc/other", b"x")])])
@@ -45,6 +44,12 @@ def place(tmp_path: Path, key: Key) -> Place:
     return place
 
 
+@pytest.fixture(autouse=True)
+def stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every image be stored before the end of its bytes."""
+    storing_is_waited_for(monkeypatch)
+
+
 @pytest.fixture
 def signed(monkeypatch: pytest.MonkeyPatch) -> list[Signature]:
     """Return what is signed, as it is."""
@@ -57,15 +62,6 @@ def signed(monkeypatch: pytest.MonkeyPatch) -> list[Signature]:
 
     monkeypatch.setattr(Signer, "sign", noting)
     return made
-
-
-def finally_(holds: Callable[[], bool], seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if holds():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def error(client: FlaskClient, url: str, method: str = "GET") -> tuple[int, str, str]:
@@ -108,7 +104,7 @@ def test_what_is_made_is_signed_once_by_who_makes_it(place: Place, signed: list[
     app = place.app()
     client = app.test_client()
     assert client.get(ROOTFS).data
-    assert finally_(lambda: len(signed) == 1)
+    eventually(lambda: len(signed) == 1)
     first = client.get(f"{ROOTFS}.asc").data
     other_process = place.app().test_client()
     for each in (client, client, other_process):
@@ -125,7 +121,7 @@ def test_who_asks_for_the_signature_first_has_the_image_made(place: Place, key: 
         assert answer.headers["Cache-Control"] == "no-store"
         if method == "GET":
             assert answer.get_json()["state"] in {"generating", "complete"}
-            assert finally_(lambda: client.get(f"{ROOTFS}.asc").status_code == 200)
+            eventually(lambda: client.get(f"{ROOTFS}.asc").status_code == 200)
         assert len(place.derived()) == derived
     signature = client.get(f"{ROOTFS}.asc").data
     assert verified(client.get(ROOTFS).data, signature, key.public.read_bytes())
@@ -138,7 +134,7 @@ def test_jobs_and_commands_sign_what_they_make(place: Place, signed: list[Signat
     from endpoints.derive import Deriver, Wish
 
     record = makings.make(Deriver(services).resolve(Wish("rootfs", "acme", "app", "1.0")))
-    makings.close()
+    makings.close(seconds=120)
     assert len(signed) == 1
     assert services.signatures.find(record, signed[0].fingerprint) is not None
 
@@ -247,30 +243,38 @@ def test_a_signer_that_cannot_sign_is_told_at_the_start_and_to_all_who_ask(
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "size", "seconds", "told"),
     [
-        ("exec sleep 600", "gpg-that-fails has read nothing for 0.5 s"),
-        ("cat >/dev/null; echo 'gpg: no money left' >&2; exit 2", "gpg-that-fails ended with status 2: no money left"),
-        ("cat >/dev/null; exec sleep 600", "gpg-that-fails does not end, and was given 0.5 s"),
+        ("exec sleep 600", 1 << 20, 0.5, "gpg-that-fails has read nothing for 0.5 s"),
+        (
+            "cat >/dev/null; echo 'gpg: no money left' >&2; exit 2",
+            1 << 20,
+            60,
+            "gpg-that-fails ended with status 2: no money left",
+        ),
+        # As little as a pipe holds: nobody waits for it to be read.
+        ("cat >/dev/null; exec sleep 600", 10, 0.5, "gpg-that-fails does not end, and was given 0.5 s"),
     ],
 )
-def test_a_gpg_that_begins_to_fail_is_told_and_harms_no_image(tmp_path: Path, key: Key, script: str, told: str) -> None:
+def test_a_gpg_that_begins_to_fail_is_told_and_harms_no_image(
+    tmp_path: Path, key: Key, *, script: str, size: int, seconds: float, told: str
+) -> None:
     place = Place(tmp_path, key.configuration)
-    place.push("acme/app:1.0", Image([Layer([file(b"large", bytes(1 << 20))])]))
+    place.push("acme/app:1.0", Image([Layer([file(b"content", bytes(size))])]))
     app = place.app()
     signer = app.extensions["registry_verbs"].signer
     signer.sign([b"which has worked before"])
-    signer._program, signer._seconds = stand_in(tmp_path, script), 0.5
+    signer._program, signer._seconds = stand_in(tmp_path, script), seconds
     client = app.test_client()
     whole = client.get(ROOTFS)
-    assert (whole.status_code, len(whole.data) > 1 << 20) == (200, True)
+    assert (whole.status_code, len(whole.data) > size) == (200, True)
     status, code, message = error(client, f"{ROOTFS}.asc")
     assert (status, code) == (503, "SIGNING_FAILED")
     assert told in message
     assert client.get(ROOTFS).data == whole.data
-    signer._program = "gpg"
+    signer._program, signer._seconds = "gpg", 60
     signer._tried = None  # half a minute later
-    assert finally_(lambda: client.get(f"{ROOTFS}.asc").status_code == 200)
+    eventually(lambda: client.get(f"{ROOTFS}.asc").status_code == 200)
     assert verified(whole.data, client.get(f"{ROOTFS}.asc").data, key.public.read_bytes())
 
 
@@ -288,7 +292,7 @@ def test_what_is_gone_from_storage_is_made_and_signed_anew(place: Place, key: Ke
     for path in place.storage.glob("verbs/derived/*/*/*"):
         path.unlink()
     client = place.app().test_client()
-    assert finally_(lambda: client.get(f"{ROOTFS}.asc").status_code == 200)
+    eventually(lambda: client.get(f"{ROOTFS}.asc").status_code == 200)
     assert verified(client.get(ROOTFS).data, client.get(f"{ROOTFS}.asc").data, key.public.read_bytes())
 
 
@@ -296,7 +300,7 @@ def test_nobody_waits_longer_than_may_be(place: Place, key: Key, monkeypatch: py
     held, sign = threading.Event(), Signer.sign
 
     def holding(self: Signer, chunks: Any, *, armoured: bool = True) -> Signature:
-        assert held.wait(30)
+        assert held.wait(300)
         return sign(self, chunks, armoured=armoured)
 
     monkeypatch.setattr(Signer, "sign", holding)
@@ -305,7 +309,7 @@ def test_nobody_waits_longer_than_may_be(place: Place, key: Key, monkeypatch: py
     answer = client.get(f"{ROOTFS}.asc")
     assert (answer.status_code, answer.get_json()["state"]) == (202, "complete")
     held.set()
-    assert finally_(lambda: client.get(f"{ROOTFS}.asc").status_code == 200)
+    eventually(lambda: client.get(f"{ROOTFS}.asc").status_code == 200)
 
 
 def test_many_who_ask_at_once_have_one_signature_made(
@@ -341,9 +345,9 @@ def test_a_signature_whose_image_is_dropped_meanwhile_is_not_kept(
     client = app.test_client()
     assert client.get(ROOTFS).data
     signing: Signing = app.extensions[MAKINGS].signing
-    signing.close(20)
+    signing.close(120)
     monkeypatch.setattr(Signatures, "add", add)
-    assert finally_(lambda: client.get(f"{ROOTFS}.asc").status_code == 200)  # made again, and signed
+    eventually(lambda: client.get(f"{ROOTFS}.asc").status_code == 200)  # made again, and signed
 
 
 def test_the_collector_drops_signatures_with_their_images(place: Place) -> None:

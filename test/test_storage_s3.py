@@ -83,7 +83,7 @@ def settings(endpoint: str) -> S3Settings:
         endpoint_url=endpoint,
         access_key="key",
         secret_key="secret",
-        timeout=5,
+        timeout=60,
     )
 
 
@@ -140,14 +140,16 @@ def test_a_large_blob_goes_up_in_parts_and_only_one_is_held(storage: S3Storage, 
 
 def test_parts_grow_so_that_ten_thousand_are_enough(storage: S3Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "_GROWTH", 2)
-    sizes: list[int] = []
-    storage._client.meta.events.register(
-        "provide-client-params.s3.UploadPart", lambda params, **_: sizes.append(len(params["Body"]))
-    )
+    sizes: dict[int, int] = {}  # by the number: parts go up side by side
+
+    def note(params: dict[str, Any], **_: object) -> None:
+        sizes[params["PartNumber"]] = len(params["Body"])
+
+    storage._client.meta.events.register("provide-client-params.s3.UploadPart", note)
     with storage.create(PATH) as writer:
         writer.write(bytes(9 * (256 << 10)))
         writer.commit()
-    assert [size >> 18 for size in sizes] == [1, 1, 2, 2, 3]
+    assert [sizes[number] >> 18 for number in sorted(sizes)] == [1, 1, 2, 2, 3]
 
 
 def test_parts_are_never_smaller_than_s3_allows(settings: S3Settings, back_door: Bucket) -> None:
@@ -204,7 +206,7 @@ def test_a_part_that_fails_is_sent_again(storage: S3Storage, back_door: Bucket) 
 
 
 def test_parts_go_up_side_by_side_in_bounded_memory(storage: S3Storage, back_door: Bucket) -> None:
-    together = threading.Barrier(s3.PARTS_AHEAD, timeout=10)
+    together = threading.Barrier(s3.PARTS_AHEAD, timeout=60)
 
     def send(**_: object) -> None:
         together.wait()
@@ -330,7 +332,7 @@ CONTENT = bytes(range(256)) * 1000
 
 
 def flaky_storage(server: Flaky) -> S3Storage:
-    return S3Storage(S3Settings(bucket="b", endpoint_url=server.url, access_key="key", secret_key="secret", timeout=5))
+    return S3Storage(S3Settings(bucket="b", endpoint_url=server.url, access_key="key", secret_key="secret", timeout=60))
 
 
 def test_a_read_goes_on_where_the_connection_broke() -> None:
@@ -411,13 +413,13 @@ def test_another_object_in_the_place_of_a_broken_one_is_not_spliced_in() -> None
 
 def test_a_server_that_is_not_there_is_unavailable(settings: S3Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "_ATTEMPTS", 1)
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    storage = S3Storage(replace(settings, endpoint_url=f"http://127.0.0.1:{port}"))
-    with pytest.raises(StorageUnavailable, match=f"S3 does not answer for {PATH}"):
-        storage.open(PATH)
-    with pytest.raises(StorageUnavailable), storage.create(PATH) as writer:
-        writer.commit()
+    with socket.socket() as unused:  # nobody else gets its port, and it listens to nobody
+        unused.bind(("127.0.0.1", 0))
+        storage = S3Storage(replace(settings, endpoint_url=f"http://127.0.0.1:{unused.getsockname()[1]}"))
+        with pytest.raises(StorageUnavailable, match=f"S3 does not answer for {PATH}"):
+            storage.open(PATH)
+        with pytest.raises(StorageUnavailable), storage.create(PATH) as writer:
+            writer.commit()
 
 
 def test_a_bucket_that_is_not_there_is_no_absent_blob(settings: S3Settings, endpoint: str) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from test.layers import directory, file
 from test.people import People
 from test.place import Place
 from test.server import Running, curl, served
+from test.waiting import PATIENT, eventually, storing_is_waited_for
 
 IMAGE = Image([Layer([directory(b"etc"), file(b"etc/os-release", b"ID=test\n"), directory(b"usr")])])
 OTHER = Image([Layer([file(b"etc/other", b"x")])])
@@ -30,6 +30,12 @@ BASE = "/c1/rootfs/acme/app"
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> Key:
     return make_key(tmp_path_factory.mktemp("key"), "registry")
+
+
+@pytest.fixture(autouse=True)
+def stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every image be stored before the end of its bytes."""
+    storing_is_waited_for(monkeypatch)
 
 
 @pytest.fixture
@@ -115,7 +121,7 @@ def test_what_is_being_made_is_waited_for(place: Place, monkeypatch: pytest.Monk
     going_on, generate = threading.Event(), Deriver.generate
 
     def held(self: Deriver, image: DerivedImage) -> Stream:
-        assert going_on.wait(30)
+        assert going_on.wait(300)
         return generate(self, image)
 
     monkeypatch.setattr(Deriver, "generate", held)
@@ -123,8 +129,7 @@ def test_what_is_being_made_is_waited_for(place: Place, monkeypatch: pytest.Monk
     making = threading.Thread(target=lambda: client.get(f"{BASE}/1.0").data)
     making.start()
     services = place.services()
-    while not list(services.derived.all()):
-        time.sleep(0.01)
+    eventually(lambda: list(services.derived.all()))
     threading.Timer(1, going_on.set).start()
     assert client.get(f"{BASE}/SHA256SUMS").text.endswith("  1.0\n")
     making.join()
@@ -169,7 +174,7 @@ def test_only_systemd_is_told_that_there_is_but_the_list(client: FlaskClient) ->
 
 @pytest.fixture
 def running(place: Place) -> Iterator[Running]:
-    with served(place) as running:
+    with served(place, program=PATIENT) as running:
         yield running
 
 
@@ -186,7 +191,7 @@ def pull(running: Running, verify: str, *, key: Key | None = None, tag: str = "1
         # Its keyring lies in a fixed place: there for this process alone.
         script = 'mount --bind "$1" /lib/systemd/import-pubring.gpg && shift && exec "$@"'
         command = [program("unshare"), "--mount", "sh", "-c", script, "sh", str(keyring), *command]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=120, env={"PATH": os.defpath})
+    done = subprocess.run(command, capture_output=True, check=False, timeout=600, env={"PATH": os.defpath})
     return done.returncode, done.stderr.decode()
 
 

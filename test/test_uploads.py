@@ -416,13 +416,15 @@ def test_killed_at_any_step_of_its_end_an_upload_can_be_ended_again_or_has_ended
     assert scene.count(UploadRow) == 0
 
 
-def test_two_who_end_an_upload_at_once_make_one_blob(scene: Scene) -> None:
+def test_two_who_end_an_upload_at_once_make_one_blob(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "STRAY_SECONDS", -60)
     for _ in range(5):
         content = uuid.uuid4().bytes * 1000
         upload = scene.uploads.start(scene.one)
         for start in (0, 9000):
             scene.uploads.append(scene.one, upload.id, io.BytesIO(content[start : start + 9000]))
         digest = Digest.of(content)
+        came = set(scene.segments())
         outcomes: list[Any] = []
 
         def finish(upload: Upload, digest: Digest, outcomes: list[Any]) -> None:
@@ -439,6 +441,9 @@ def test_two_who_end_an_upload_at_once_make_one_blob(scene: Scene) -> None:
         assert 16000 in outcomes
         assert len(outcomes) == 3
         assert scene.held(digest) == content
+        # Who put all in one piece when the upload had just gone has left that for the sweep.
+        assert not came & set(scene.segments())
+        list(scene.uploads.sweep(older_than=3600))
         assert scene.segments() == []
 
 

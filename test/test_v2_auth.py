@@ -17,7 +17,7 @@ from endpoints.tokens import Tokens
 from endpoints.v2.answers import CODES
 from test.images import Image, Layer
 from test.layers import file
-from test.people import PASSWORD, ROBOT_TOKEN, SECRET, People
+from test.people import PASSWORD, ROBOT_TOKEN, SECRET, People, failed_before
 from test.place import Place
 
 IMAGE = Image([Layer([file(b"etc/hostname", b"here\n")])])
@@ -388,6 +388,7 @@ def test_too_many_failed_logins_are_told_to_come_back_later(tmp_path: Path) -> N
     place.services()
     People(place.engine).user("alice")
     client = place.app().test_client()
+    failed_before(place.engine, "alice")
     statuses = [client.get("/v2/auth", headers=basic("alice", "wrong")).status_code for _ in range(12)]
     assert statuses[0] == 401
     assert statuses[-1] == 429

@@ -17,13 +17,19 @@ from werkzeug.test import TestResponse
 from test.images import Image, Layer
 from test.layers import directory, file, whiteout
 from test.place import Place
-from test.waiting import eventually
+from test.waiting import eventually, storing_is_waited_for
 
 BASE = Layer([directory(b"etc"), file(b"etc/hostname", b"base\n"), file(b"etc/gone", b"gone\n")])
 TOP = Layer([whiteout(b"etc/gone"), file(b"etc/motd", b"hello\n")], wrapping="zstd")
 RUN = {"Entrypoint": ["/bin/app"], "Env": ["PATH=/bin"], "Labels": {"made": "by hand"}}
 AMD64 = Image([BASE, TOP], run=RUN)
 ARM64 = Image([BASE, Layer([file(b"etc/arm")])], platform="linux/arm64")
+
+
+@pytest.fixture(autouse=True)
+def stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every image be stored before the end of its bytes."""
+    storing_is_waited_for(monkeypatch)
 
 
 @pytest.fixture(scope="module")
