@@ -319,7 +319,7 @@ def test_who_may_be_making_something_is_not_known(registry: Registry, monkeypatc
 def gc(place: Place, *arguments: str, **more: str) -> tuple[int, str, str]:
     environment = {**os.environ, "VERBS_DATA_DIR": place.configuration["VERBS_DATA_DIR"], **more}
     command = [sys.executable, "-c", "import app; app.main()", "gc", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -357,6 +357,6 @@ def test_a_server_collects_by_itself(registry: Registry) -> None:
     registry.end_tags()
     with served(registry.place, workers=2, more={"VERBS_GC_SECONDS": "1", "VERBS_GRACE_SECONDS": "1"}):
         # The last object goes just before the transaction that its row goes in has ended.
-        eventually(lambda: not registry.rows(db.ImageStorage), seconds=60, what="the blobs are still there")
+        eventually(lambda: not registry.rows(db.ImageStorage), seconds=120, what="the blobs are still there")
     assert registry.rows(db.Tag) == registry.rows(db.Manifest) == 0
     assert registry.blobs() == set()

@@ -563,7 +563,7 @@ def test_who_pulls_from_a_bucket_is_sent_there(tmp_path: Path, bucket: str) -> N
     assert answer.status_code == 307
     assert answer.headers["Docker-Content-Digest"] == str(DIGEST)
     assert "Content-Length" not in answer.headers or answer.headers["Content-Length"] == "0"
-    there = requests.get(answer.headers["Location"], timeout=10)
+    there = requests.get(answer.headers["Location"], timeout=300)
     assert (there.content, there.headers["Content-Type"]) == (CONTENT, "application/octet-stream")
     assert re.search(r"(Expires=|X-Amz-Expires=60)", answer.headers["Location"])
     head = door.ask("HEAD", f"blobs/{DIGEST}")

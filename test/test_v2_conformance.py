@@ -49,7 +49,7 @@ class Client:
         headers = more.pop("headers", {})
         for _ in range(2):
             answer = self._session.request(
-                method, urljoin(self.url, path), timeout=60, headers={**headers, **self._known(path)}, **more
+                method, urljoin(self.url, path), timeout=300, headers={**headers, **self._known(path)}, **more
             )
             if answer.status_code != 401:
                 break
@@ -74,7 +74,7 @@ class Client:
         if repository:  # as a client does that will do all of it
             scopes += [f"repository:{ONE}:*", f"repository:{TWO}:*"]
         answer = self._session.get(
-            said["realm"], params={"service": said["service"], "scope": scopes}, auth=("acme", PASSWORD), timeout=60
+            said["realm"], params={"service": said["service"], "scope": scopes}, auth=("acme", PASSWORD), timeout=300
         )
         self._tokens[repository] = answer.json()["token"]
 
