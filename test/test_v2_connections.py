@@ -16,6 +16,9 @@ from test.door import login
 from test.server import served
 from test.test_pushing import a_place
 
+PATIENT = "from endpoints import wire; wire.read_on.__kwdefaults__.update(seconds=300, silence=60); "
+"""Begins a program that gives up no client of these tests, which send as fast as the machine lets them."""
+
 LARGEST = 1 << 20
 SIZE = 24 << 20
 """More bytes than the buffers of a connection hold."""
@@ -27,7 +30,7 @@ DIGEST = "sha256:" + "0" * 64
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     place = a_place(tmp_path_factory.mktemp("place"), {"MAXIMUM_LAYER_SIZE": str(LARGEST)})
-    with served(place) as running:
+    with served(place, program=PATIENT + "import app; app.main()") as running:
         yield urlsplit(running.url).netloc
 
 
