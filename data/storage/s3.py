@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import boto3
@@ -285,29 +285,41 @@ class _S3Writer(BlobWriter):
         self, client: "S3Client", path: str, target: dict[str, Any], *, part_size: int, more: dict[str, Any]
     ) -> None:
         self._client, self._path, self._object, self._part_size, self._more = client, path, target, part_size, more
-        self._pending = bytearray()
+        # Parts are filled where they lie, and filled again once sent: what grows is moved, and leaves holes behind.
+        self._part = bytearray()
+        self._filled = 0
+        self._sent: list[bytearray] = []
         self._upload_id: str | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._sending: deque[tuple[Future[dict[str, Any]], int]] = deque()
+        self._sending: deque[tuple[Future[dict[str, Any]], bytearray]] = deque()
         self._parts: list[dict[str, Any]] = []
 
     def _write(self, chunk: bytes) -> None:
         rest = memoryview(chunk)
         while rest:
-            size = self._part_size * (1 + self._count() // _GROWTH)
-            if len(self._pending) >= size:
-                full, self._pending = self._pending, bytearray()
-                self._send(full)  # as it is: a copy would be held beside it
-            room = size - len(self._pending)
-            self._pending += rest[:room]
-            rest = rest[room:]
+            if self._filled == len(self._part):
+                self._next_part()
+            taken = rest[: len(self._part) - self._filled]
+            self._part[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            rest = rest[len(taken) :]
+
+    def _next_part(self) -> None:
+        """Send the part that is full, if there is one, and begin another."""
+        if self._part:
+            self._send(self._part)
+        size = self._part_size * (1 + self._count() // _GROWTH)
+        part = self._sent.pop() if self._sent else bytearray()
+        self._part = part if len(part) == size else bytearray(size)
+        self._filled = 0
 
     def _commit(self) -> None:
+        del self._part[self._filled :]
         if self._upload_id is None:
             with _translated(self._path):
-                self._client.put_object(**self._object, **self._more, Body=bytes(self._pending))
+                self._client.put_object(**self._object, **self._more, Body=_body(self._part))
             return
-        self._send(self._pending)
+        self._send(self._part)
         self._wait(0)
         with _translated(self._path):
             self._client.complete_multipart_upload(
@@ -318,7 +330,7 @@ class _S3Writer(BlobWriter):
         self._stop()
 
     def _abort(self) -> None:
-        self._pending = bytearray()
+        self._part = bytearray()
         self._stop()  # a part that arrived after the upload was given back would stay for good
         if self._upload_id is not None:
             try:
@@ -339,7 +351,7 @@ class _S3Writer(BlobWriter):
         self._wait(PARTS_AHEAD * self._part_size - len(content))
         if self._threads is None:
             self._threads = ThreadPoolExecutor(PARTS_AHEAD, thread_name_prefix="upload")
-        self._sending.append((self._threads.submit(self._put, self._count() + 1, content), len(content)))
+        self._sending.append((self._threads.submit(self._put, self._count() + 1, content), content))
 
     def _put(self, number: int, content: bytearray) -> dict[str, Any]:
         with _translated(self._path):
@@ -347,7 +359,7 @@ class _S3Writer(BlobWriter):
                 **self._object,
                 UploadId=self._upload_id or "",
                 PartNumber=number,
-                Body=content,  # type: ignore[arg-type] # the library takes any bytes, and its stubs do not say so
+                Body=_body(content),
             )
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
@@ -356,16 +368,23 @@ class _S3Writer(BlobWriter):
         for future, _ in self._sending:
             if future.done():
                 future.result()
-        while self._sending and sum(size for _, size in self._sending) > max(room, 0):
-            future, _ = self._sending[0]
+        while self._sending and sum(len(content) for _, content in self._sending) > max(room, 0):
+            future, content = self._sending[0]
             self._parts.append(future.result())
             self._sending.popleft()
+            self._sent.append(content)
 
     def _stop(self) -> None:
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
             self._threads = None
         self._sending.clear()
+        self._sent.clear()
+
+
+def _body(content: bytearray) -> bytes:
+    """Return `content` itself: the library takes any bytes, and its stubs do not say so."""
+    return cast("bytes", content)
 
 
 def _client(settings: S3Settings) -> "S3Client":
