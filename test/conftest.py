@@ -5,6 +5,7 @@ ten times as many stacks of layers, and at other ones each time.
 """
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from test.databases import OWN_KINDS, database
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", settings.get_profile("suite"), derandomize=False, max_examples=1000)
 settings.load_profile("suite")
+
+# A shell's background ignores it, and so would the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A package of its own, whose tests run where it is installed: test_format_plugin.py installs it and runs them.
 collect_ignore = ["plugin"]
