@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+import sqlalchemy
+
 from data.database import create_tables, make_engine
 from data.derivedimages import DerivedRecord, State
 from data.importer import import_image
@@ -210,7 +212,7 @@ class Fleet:
         return max(sizes)
 
 
-wait_until = partial(eventually, seconds=60)
+wait_until = partial(eventually, seconds=180)
 """Wait as long as a machine that is busy with faults may take."""
 
 
@@ -240,11 +242,13 @@ def get(
     leave_after: int | None = None,
     stall: float = 0,
     reset: bool = False,
-    timeout: float = 60,
+    timeout: float = 120,
+    begun: Callable[[], object] = lambda: None,
 ) -> Got:
     """Ask for `url` from byte `offset` on and compare what comes with `expected`.
 
     Leaves after `leave_after` bytes (with a reset if so told); stands still for `stall` seconds after the first ones.
+    Calls `begun` when these have come.
     """
     split = urlsplit(url)
     connection = HTTPConnection(split.netloc, timeout=timeout)
@@ -266,6 +270,8 @@ def get(
                 whole = not answer.length
                 break
             right = right and expected.startswith(piece, size)
+            if size == (0 if status == 200 else offset):
+                begun()
             size += len(piece)
             time.sleep(stall)
             stall = 0
@@ -278,12 +284,19 @@ def get(
     return Got(status, size, right and (not whole or size == len(expected)), whole)
 
 
-def fetch(urls: Sequence[str], expected: bytes, *, seconds: float = 60, stall: float = 0) -> list[Got]:
+def fetch(
+    urls: Sequence[str],
+    expected: bytes,
+    *,
+    seconds: float = 180,
+    stall: float = 0,
+    begun: Callable[[], object] = lambda: None,
+) -> list[Got]:
     """Ask for an image until it has come whole, now here and now there; return every try."""
     tries: list[Got] = []
     deadline = time.monotonic() + seconds
     while not tries or not tries[-1].whole:
-        tries.append(get(urls[len(tries) % len(urls)], expected, stall=stall))
+        tries.append(get(urls[len(tries) % len(urls)], expected, stall=stall, begun=begun))
         if time.monotonic() > deadline:
             break
         if not tries[-1].whole:
@@ -345,10 +358,31 @@ def records(site: Site) -> list[DerivedRecord]:
     return list(site.services.derived.all())
 
 
+def stand_still(site: Site, worker: int) -> None:
+    """Stop a process for longer than its leases last, at a moment when it keeps nobody from writing to the database."""
+    url = site.services.own_engine.url
+    engine = sqlalchemy.create_engine(url, connect_args={"timeout": 2} if site.database is None else {})
+    over = sqlalchemy.text("UPDATE verbs_derived SET lease_ends_ms = 1 WHERE state = :state")
+
+    def stopped() -> bool:
+        os.kill(worker, signal.SIGSTOP)
+        eventually(lambda: Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        try:
+            with engine.begin() as connection:
+                if site.database is not None:
+                    connection.execute(sqlalchemy.text("SET LOCAL lock_timeout = '2s'"))
+                connection.execute(over, {"state": str(State.GENERATING)})
+        except sqlalchemy.exc.OperationalError:
+            os.kill(worker, signal.SIGCONT)
+            return False
+        return True
+
+    wait_until(stopped, pause=0.2, what="it always holds a lock")
+    engine.dispose()
+
+
 def let_time_pass(site: Site) -> None:
     """Make everything of derived images two days old, as if that time had passed."""
-    import sqlalchemy
-
     with site.services.own_engine.begin() as connection:
         connection.execute(
             sqlalchemy.text("UPDATE verbs_derived SET lease_ends_ms = lease_ends_ms - 172800000 WHERE state = :state"),

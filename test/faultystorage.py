@@ -35,14 +35,35 @@ class Orders:
         (self.folder / f"{step}-{number}-{uuid.uuid4().hex}").touch()
 
     def withdraw(self) -> None:
-        """Take back what nobody has carried out, the slowness too."""
+        """Take back what nobody has carried out, the slowness and the holding too."""
         for order in self.folder.glob("*-*"):
             order.unlink(missing_ok=True)
+        self.release()
         self.slow(0)
 
     def slow(self, seconds: float) -> None:
         """Have every piece that is written take that long."""
-        (self.folder / "slow").write_text(str(seconds))
+        self._put("slow", str(seconds))
+
+    def hold(self, beyond: int) -> None:
+        """Have every writer that has more than `beyond` bytes halt before its next step, until `release`."""
+        self._put("hold", str(beyond))
+
+    def release(self) -> None:
+        """Let those that have halted go on, and those that come."""
+        (self.folder / "hold").unlink(missing_ok=True)
+
+    def holds(self, size: int) -> bool:
+        """Tell whether a writer that has `size` bytes is to halt."""
+        with contextlib.suppress(FileNotFoundError):
+            return size > int((self.folder / "hold").read_text())
+        return False
+
+    def _put(self, name: str, text: str) -> None:
+        """Write the file `name` at one stroke: others read it all the time."""
+        new = self.folder / f"{name}.new"
+        new.write_text(text)
+        new.replace(self.folder / name)
 
     def pause(self) -> float:
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -121,7 +142,7 @@ class _FaultyWriter(BlobWriter):
     def __init__(self, inner: BlobWriter, orders: Orders, path: str) -> None:
         self._inner, self._orders, self._path = inner, orders, path
         self._fails_at = orders.taken("write")
-        self._writes = 0
+        self._writes = self._size = 0
         orders.note("create", path)
 
     @property
@@ -133,9 +154,16 @@ class _FaultyWriter(BlobWriter):
         if self._writes == self._fails_at:
             raise StorageUnavailable(f"ordered to fail at write {self._writes} of {self._path}")
         time.sleep(self._orders.pause())
+        self._halt()
         self._inner.write(chunk)
+        self._size += len(chunk)
+
+    def _halt(self) -> None:
+        while self._orders.holds(self._size):
+            time.sleep(0.01)
 
     def _commit(self) -> None:
+        self._halt()
         if self._orders.taken("commit") is not None:
             raise StorageUnavailable(f"ordered to fail at the commit of {self._path}")
         self._inner.commit()

@@ -52,7 +52,7 @@ class Held:
 
     def wait(self, count: int = 1) -> set[int]:
         """Return the processes that have halted, as soon as there are `count`."""
-        eventually(lambda: len(self.halted()) >= count, seconds=30, what="nothing has halted")
+        eventually(lambda: len(self.halted()) >= count, seconds=120, what="nothing has halted")
         return self.halted()
 
     def go_on(self) -> None:
@@ -68,7 +68,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def gone(pid: int, *, seconds: float = 10) -> bool:
+def gone(pid: int, *, seconds: float = 60) -> bool:
     """Tell whether a process has ended, within `seconds`."""
     end = time.monotonic() + seconds
     while alive(pid) and time.monotonic() < end:

@@ -75,7 +75,7 @@ class Place:
 
     def sql(self, statement: str) -> None:
         """Change the database behind everybody's back."""
-        with closing(sqlite3.connect(self.folder / "var" / "registry.db")) as connection, connection:
+        with closing(sqlite3.connect(self.folder / "var" / "registry.db", timeout=60)) as connection, connection:
             connection.execute(statement)
 
     @property

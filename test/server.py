@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from test.place import Place
+from test.waiting import eventually
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def served(
     with log.open("ab") as stderr, output.open("wb") as stdout:
         process = subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr)
     try:
-        yield Running(place, _listening(process, output, log), process, log, output)
+        running = Running(place, _listening(process, output, log), process, log, output)
+        eventually(lambda: len(running.workers()) >= workers)  # it listens before it has them
+        yield running
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -67,4 +70,4 @@ def _listening(process: "subprocess.Popen[bytes]", output: Path, log: Path) -> s
 
 
 def curl(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
-    return subprocess.run(["curl", "-s", *arguments], capture_output=True, check=False, timeout=60)
+    return subprocess.run(["curl", "-s", *arguments], capture_output=True, check=False, timeout=300)

@@ -337,7 +337,7 @@ def environment(place: Place, **more: str) -> dict[str, str]:
 
 def process(place: Place, *words: str, stdin: bytes = b"", **more: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [*PROGRAM, *words], env=environment(place, **more), input=stdin, capture_output=True, check=False, timeout=60
+        [*PROGRAM, *words], env=environment(place, **more), input=stdin, capture_output=True, check=False, timeout=300
     )
 
 
@@ -388,7 +388,7 @@ def typed(place: Place, *words: str, answers: list[str]) -> tuple[int, str]:
         with contextlib.suppress(OSError):  # how a terminal says that nobody has it open any more
             while piece := os.read(ours, 1000):
                 shown += piece
-        status = running.wait(30)
+        status = running.wait(120)
     os.close(ours)
     return status, shown.decode()
 

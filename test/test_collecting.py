@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from test.images import Image, Layer
 from test.layers import file
 from test.place import Place as Services
 from test.server import served
+from test.waiting import eventually
 from util.digest import Digest
 
 
@@ -69,7 +71,7 @@ def background(tmp_path: Path) -> Iterator[Background]:
     for collecting in background.begun:
         collecting.stop()
         if collecting._thread.is_alive():
-            collecting._thread.join(10)
+            collecting._thread.join(60)
         assert not collecting._thread.is_alive()
 
 
@@ -78,19 +80,27 @@ def test_a_server_collects_every_now_and_then_and_tells_its_log(
 ) -> None:
     caplog.set_level("DEBUG")
     background.start()
-    assert background.watched.asked.wait(10)
+    assert background.watched.asked.wait(60)
     background.watched.asked.clear()
-    assert background.watched.asked.wait(10)
+    assert background.watched.asked.wait(60)
     for told in ("dropped: 1 (10 bytes)", "dropped, gone: squash of acme/app:1.0", "no answer"):
         assert told in caplog.text
     first, second, *_ = background.watched.times
-    assert second - first >= 0.2
+    assert second - first > 0.15  # it looks far more often
 
 
-def test_of_many_processes_one_collects_at_a_time(background: Background) -> None:
+def test_of_many_processes_one_collects_at_a_time(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: Counter[int] = Counter()
+
+    class Often:
+        def uniform(self, _: float, __: float) -> float:
+            looks[threading.get_ident()] += 1
+            return 0.0001
+
+    monkeypatch.setattr("endpoints.collecting._CHANCE", Often())
     for _ in range(5):
-        background.start(seconds=3)
-    time.sleep(1.5)
+        background.start(seconds=3000)
+    eventually(lambda: len(looks) == 5 and min(looks.values()) > 3)
     assert len(background.watched.times) == 1
 
 
@@ -100,14 +110,14 @@ def test_while_another_process_collects_nobody_else_does(background: Background)
         fcntl.flock(held, fcntl.LOCK_EX)
         background.start(turns=str(turns))
         assert not background.watched.asked.wait(0.5)
-    assert background.watched.asked.wait(10)
+    assert background.watched.asked.wait(60)
 
 
 @pytest.mark.parametrize("turn", ["", "nonsense", "-5", "99999999999999999", "1e400", "nan"])
 def test_a_turn_that_nobody_can_have_had_is_nobody_s(background: Background, turn: str) -> None:
     (background.folder / "turns").write_text(turn)
     background.start(turns=str(background.folder / "turns"))
-    assert background.watched.asked.wait(10)
+    assert background.watched.asked.wait(60)
 
 
 def test_where_no_turns_can_be_taken_everybody_collects(
@@ -115,16 +125,16 @@ def test_where_no_turns_can_be_taken_everybody_collects(
 ) -> None:
     (background.folder / "file").write_bytes(b"")
     background.start(turns=str(background.folder / "file/turns"))
-    assert background.watched.asked.wait(10)
+    assert background.watched.asked.wait(60)
     assert "other processes of this host are not heeded" in caplog.text
 
 
 def test_a_collection_that_fails_is_not_the_last_one(background: Background, caplog: pytest.LogCaptureFixture) -> None:
     background.watched.report = ValueError("a mistake of ours")
     background.start()
-    assert background.watched.asked.wait(10)
+    assert background.watched.asked.wait(60)
     background.watched.asked.clear()
-    assert background.watched.asked.wait(10)
+    assert background.watched.asked.wait(60)
     assert "a mistake of ours" in caplog.text
 
 
@@ -181,7 +191,7 @@ def place(tmp_path: Path) -> Services:
 def gc(place: Services, *arguments: str, **more: str) -> tuple[int, str, str]:
     environment = {**os.environ, "VERBS_DATA_DIR": place.configuration["VERBS_DATA_DIR"], **more}
     command = [sys.executable, "-c", "import app; app.main()", "gc", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -232,7 +242,5 @@ def test_a_server_of_several_processes_bounds_what_it_keeps(place: Services) -> 
         return objects(place) == 1
 
     with served(place, workers=2, more={"VERBS_GC_SECONDS": "1"}):
-        end = time.monotonic() + 20
-        while not settled() and time.monotonic() < end:
-            time.sleep(0.05)
+        eventually(settled, seconds=120)
     assert settled()

@@ -2,11 +2,11 @@
 
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +46,7 @@ def environment(place: Place, **more: str) -> dict[str, str]:
 
 def run(place: Place, *arguments: str, **more: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [*PROGRAM, *arguments], env=environment(place, **more), capture_output=True, check=False, timeout=60
+        [*PROGRAM, *arguments], env=environment(place, **more), capture_output=True, check=False, timeout=300
     )
 
 
@@ -164,7 +164,7 @@ def test_a_binary_stream_is_not_written_to_a_terminal(place: Place) -> None:
             stdout=terminal,
             stderr=subprocess.PIPE,
             check=False,
-            timeout=60,
+            timeout=300,
         )
     finally:
         os.close(terminal)
@@ -327,9 +327,17 @@ def test_a_wrong_setting_is_a_usage_error_in_one_line(place: Place, command: tup
 
 
 def test_help_comes_at_once(place: Place) -> None:
-    def seconds() -> float:
-        begin = time.monotonic()
-        run(place, "--help")
-        return time.monotonic() - begin
+    """In processor time, which does not depend on what else the machine does; and what takes long is not loaded."""
 
-    assert min(seconds() for _ in range(5)) < 0.3
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run(place, "--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    assert min(seconds() for _ in range(5)) < 1
+    telling = [sys.executable, "-X", "importtime", "-c", "import app; app.main()", "--help"]
+    done = subprocess.run(telling, env=environment(place), capture_output=True, text=True, check=True, timeout=300)
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "click" in loaded
+    assert not loaded & {"boto3", "botocore", "celery", "flask", "gunicorn", "jsonschema", "sqlalchemy", "werkzeug"}

@@ -28,6 +28,7 @@ from test.layers import file
 from test.people import People
 from test.place import Place
 from test.s3server import s3_client, s3_server
+from test.waiting import eventually, storing_is_waited_for
 
 BOTTOM = Layer([file(b"bottom", os.urandom(300_000))], wrapping="none")  # no compression tells of wrong bytes
 TOP = Layer([file(b"top", os.urandom(300_000))])
@@ -36,6 +37,11 @@ OTHER = Image([TOP])
 ROOTFS = "/c1/rootfs/acme/app/1.0"
 SQUASH = "/c1/squash/acme/app/1.0?compression=none"
 GZIP = "/c1/squash/acme/app/1.0"
+
+
+@pytest.fixture(autouse=True)
+def _stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    storing_is_waited_for(monkeypatch)
 
 
 @pytest.fixture
@@ -265,12 +271,8 @@ def test_a_part_that_takes_all_is_kept(place: Place, client: FlaskClient) -> Non
 
 
 def finally_stored(client: FlaskClient, url: str) -> bool:
-    """Wait until `url` is stored, some seconds at most."""
-    for _ in range(200):
-        if "Repr-Digest" in client.head(url).headers:
-            return True
-        time.sleep(0.05)
-    return False
+    """Wait until `url` is stored."""
+    return bool(eventually(lambda: "Repr-Digest" in client.head(url).headers))
 
 
 def test_a_range_beyond_the_end_of_what_is_not_made_is_refused(place: Place, client: FlaskClient) -> None:

@@ -38,7 +38,7 @@ def test_where_there_are_users_none_is_made(tmp_path: Path) -> None:
 def run(place: Place, **more: str) -> str:
     environment = {**os.environ, "VERBS_DATA_DIR": place.configuration["VERBS_DATA_DIR"], **more}
     command = [sys.executable, "-m", "test.demo", "--url", "http://127.0.0.1:5000"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600)
     return done.stdout
 
 

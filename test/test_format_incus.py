@@ -133,14 +133,14 @@ class LXD:
         command = [program("unshare"), "--mount", "--propagation", "private", program("lxd"), "--group", "root"]
         self._log = (folder / "log").open("wb")
         self._process = subprocess.Popen(command, env=self._environment, stdout=self._log, stderr=self._log)
-        self._run([program("lxd"), "waitready", "--timeout", "60"])
+        self._run([program("lxd"), "waitready", "--timeout", "300"])
 
     def __call__(self, *arguments: str) -> str:
         return self._run([program("lxc"), *arguments])
 
     def _run(self, command: list[str]) -> str:
         done = subprocess.run(
-            command, env=self._environment, capture_output=True, text=True, check=False, timeout=120, cwd=self.folder
+            command, env=self._environment, capture_output=True, text=True, check=False, timeout=600, cwd=self.folder
         )
         if done.returncode != 0:
             pytest.fail(f"{command} exits with {done.returncode}: {done.stderr}\n{(self.folder / 'log').read_text()}")
@@ -149,7 +149,7 @@ class LXD:
     def stop(self) -> None:
         self._process.terminate()
         try:
-            self._process.wait(30)
+            self._process.wait(120)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

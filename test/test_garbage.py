@@ -197,20 +197,20 @@ def test_what_a_tag_leads_to_stays(world: World) -> None:
 def test_a_tag_s_past_is_kept_as_long_as_its_namespace_says(world: World) -> None:
     short = world.rows.repository("short/app")
     with writing(world.engine) as connection:
-        connection.execute(update(db.User).where(db.User.username == "short").values(removed_tag_expiration_s=60))
+        connection.execute(update(db.User).where(db.User.username == "short").values(removed_tag_expiration_s=3600))
     blob = world.blob("layer")
     stays = world.manifest("stays", blob)
     goes = world.manifest("goes", blob, repository=short)
-    ended = [world.tag(stays, ended=WEEKS - 60), world.tag(goes, ended=59, repository=short)]
+    ended = [world.tag(stays, ended=WEEKS - 3600), world.tag(goes, ended=3000, repository=short)]
     assert world.collect() == []
-    world.later = 2
+    world.later = 900
     assert world.collect() == [
         Waste(Kind.ENDED, "short/app:1.0"),
         Waste(Kind.UNTAGGED, f"short/app@{Digest.of(b'goes')}", size=4),
     ]
     assert world.ids(db.Tag) == {ended[0]}
     assert world.ids(db.Manifest) == {stays}
-    world.later = 61
+    world.later = 3700
     assert kinds(world.collect()) == [Kind.ENDED, Kind.UNTAGGED]
 
 
@@ -277,7 +277,7 @@ def test_a_manifest_without_a_tag_goes_and_its_blobs_are_kept_for_the_grace(worl
     with world.engine.connect() as connection:
         links = connection.execute(select(db.UploadedBlob.repository_id, db.UploadedBlob.blob_id)).all()
     assert [tuple(link) for link in links] == [(world.repository, blob)]
-    world.later = GRACE - 5
+    world.later = GRACE * 3 / 4
     assert world.collect() == []
     assert world.has("layer")
     world.later = GRACE + 1
@@ -305,7 +305,7 @@ def test_a_link_that_ends_sooner_does_not_count(world: World) -> None:
     blob = world.blob("layer", uploaded=GRACE / 2)
     world.manifest("goes", blob)
     world.collect()
-    world.later = GRACE - 5
+    world.later = GRACE * 3 / 4
     assert world.collect() == []
     assert world.has("layer")
 
@@ -442,10 +442,10 @@ def test_a_deleted_repository_without_a_namespace_goes(world: World) -> None:
 
 
 def test_an_upload_s_blob_stays_until_its_time_is_over(world: World) -> None:
-    blob = world.blob("layer", uploaded=10)
+    blob = world.blob("layer", uploaded=600)
     assert world.collect() == []
     assert world.garbage().links() == 0
-    world.later = 11
+    world.later = 601
     assert world.garbage().links() == 1
     assert kinds(world.collect()) == [Kind.UNREFERENCED]
     assert blob not in world.ids(db.ImageStorage)
@@ -477,11 +477,11 @@ def test_an_old_blob_goes_by_its_own_path(world: World) -> None:
 
 
 def test_a_blob_that_has_two_rows_keeps_its_object_for_the_other(world: World) -> None:
-    first, second = world.blob("layer"), world.blob("layer", uuid="another", uploaded=10)
+    first, second = world.blob("layer"), world.blob("layer", uuid="another", uploaded=600)
     assert kinds(world.collect()) == [Kind.UNREFERENCED]
     assert world.ids(db.ImageStorage) == {second} != {first}
     assert world.has("layer")
-    world.later = 11
+    world.later = 601
     assert kinds(world.collect()) == [Kind.UNREFERENCED]
     assert world.files() == set()
 

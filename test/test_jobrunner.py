@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from data.derivedimages import State
 from data.jobs import Job, JobState, NewJob
@@ -64,14 +66,19 @@ class Site:
             yield runner
         finally:
             runner.stop()
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
             assert multiprocessing.active_children() == []
+
+    def let_pause_pass(self) -> None:
+        """Have what waits for its next attempt wait no longer, as if the time had passed."""
+        with self.services.own_engine.begin() as connection:
+            connection.execute(sqlalchemy.text("UPDATE verbs_job SET due_ms = 1 WHERE state = 'queued'"))
 
     def found(self, job: Job) -> Job:
         return stock.job(self.services, job.id)
 
-    def wait(self, job: Job, *states: JobState, seconds: float = 30) -> Job:
+    def wait(self, job: Job, *states: JobState, seconds: float = 120) -> Job:
         end = time.monotonic() + seconds
         while (found := self.found(job)).state not in states:
             assert time.monotonic() < end, f"{found}"
@@ -80,14 +87,19 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    place = Place(tmp_path, {"VERBS_LEASE_SECONDS": 2})
+def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Leases last so long that none runs out on a busy machine, but where a test is `BRIEF`."""
+    place = Place(tmp_path, {"VERBS_LEASE_SECONDS": getattr(request, "param", 300)})
     place.push("acme/app:1.0", SMALL)
     place.push("acme/large:1.0", LARGE)
     held = Held(tmp_path / "held")
     for name, value in held.environment.items():
         monkeypatch.setenv(name, value)
     return Site(place, place.services(), held)
+
+
+BRIEF = pytest.mark.parametrize("site", [2], indirect=True, ids=["brief"])
+"""For what waits until a lease has run out, or hears of its beats."""
 
 
 def test_a_job_is_made_and_says_what_it_made(site: Site) -> None:
@@ -134,21 +146,21 @@ def test_what_has_passed_is_made_by_the_next_attempt(site: Site) -> None:
     content = blob.read_bytes()
     blob.unlink()
     job = site.ask("acme/app:1.0")
-    with site.running(timing=Timing(look=0.05, beat=0.1, retries=(0.5, 0.5))):
-        end = time.monotonic() + 30
-        while not (found := site.found(job)).reason:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+    with site.running(timing=Timing(look=0.05, beat=0.1, retries=(300, 300))):
+        eventually(lambda: site.found(job).reason, seconds=120)
+        found = site.found(job)
         assert (found.state, found.attempts) == (JobState.QUEUED, 1)
         blob.write_bytes(content)
+        site.let_pause_pass()
         assert site.wait(job, JobState.DONE).attempts == 2
 
 
+@BRIEF
 def test_how_far_it_is_can_be_read_while_it_runs(site: Site) -> None:
     job = site.ask("acme/large:1.0")
     with site.running():
         site.held.wait()
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not (made := stock.progress(site.services, [site.found(job)]).get(job.id)) or made.done < 1 << 18:
             assert time.monotonic() < end, f"{made}"
             time.sleep(0.05)
@@ -165,13 +177,25 @@ def test_a_child_that_is_killed_takes_nothing_with_it_but_its_attempt(site: Site
     with site.running(processes=2):
         victim, _ = sorted(site.held.wait(2))
         os.kill(victim, signal.SIGKILL)
-        eventually(lambda: any(site.found(job).attempts == 2 for job in jobs), seconds=30)
+        eventually(lambda: any(site.found(job).attempts == 2 for job in jobs), seconds=120)
         site.held.go_on()
         done = [site.wait(job, JobState.DONE) for job in jobs]
     assert sorted(job.attempts for job in done) == [1, 2]
     assert len(list(site.place.storage.glob("verbs/derived/*/*/*"))) == 2
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have it waited longer for a child that was killed until it has ended: that tells what it ended of."""
+    join = SpawnProcess.join
+
+    def patient(process: SpawnProcess, timeout: float | None = None) -> None:
+        join(process, None if timeout is None else max(timeout, 60))
+
+    monkeypatch.setattr(SpawnProcess, "join", patient)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_a_job_whose_child_is_killed_each_time_fails_and_says_so(site: Site) -> None:
     job = site.ask("acme/large:1.0")
     killed: set[int] = set()
@@ -185,6 +209,7 @@ def test_a_job_whose_child_is_killed_each_time_fails_and_says_so(site: Site) -> 
     assert failed.reason == "PROCESS_LOST: the process that made it was killed by SIGKILL"
 
 
+@BRIEF
 def test_a_job_that_is_cancelled_stops_within_seconds_and_leaves_nothing(site: Site) -> None:
     job = site.ask("acme/large:1.0")
     with site.running():
@@ -192,10 +217,10 @@ def test_a_job_that_is_cancelled_stops_within_seconds_and_leaves_nothing(site: S
         begin = time.monotonic()
         assert stock.cancel(site.services, job.id).state is JobState.CANCELLED
         assert gone(child)
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 30
         key = site.found(job).key
         assert key is not None
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while (record := site.services.derived.find(key)) is not None and record.lease_live:
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -216,6 +241,7 @@ def test_a_runner_that_is_stopped_gives_back_what_it_runs(site: Site) -> None:
         assert site.wait(job, JobState.DONE).attempts == 2
 
 
+@BRIEF
 def test_a_job_of_somebody_who_died_is_taken_over(site: Site) -> None:
     """The other worker is a process of its own, and has no time to say anything."""
     job = site.ask("acme/large:1.0")
@@ -242,7 +268,7 @@ def test_a_job_of_somebody_who_died_is_taken_over(site: Site) -> None:
 def test_idle_children_end_and_others_come(site: Site) -> None:
     with site.running(timing=Timing(look=0.05, beat=0.1, retries=(), idle=0.2)):
         site.wait(site.ask("acme/app:1.0"), JobState.DONE)
-        eventually(lambda: not multiprocessing.active_children(), seconds=10)
+        eventually(lambda: not multiprocessing.active_children(), seconds=60)
         site.wait(site.ask("acme/app:1.0", verb="aci"), JobState.DONE)
 
 
@@ -325,6 +351,7 @@ def test_a_pool_that_is_closed_gives_up_what_it_makes(site: Site) -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_child_that_ends_is_told_with_how_it_did(site: Site) -> None:
     pool = JobPool(site.make_services)
 

@@ -291,11 +291,11 @@ def test_a_job_that_is_put_back_is_due_at_once(jobs: Jobs) -> None:
 def test_a_worker_that_beats_keeps_its_jobs(engine: Engine, jobs: Jobs) -> None:
     jobs.add([new("1"), new("2")])
     mine = [taken(jobs), taken(jobs)]
-    let_pass(engine, 59)
+    let_pass(engine, 40)
     assert jobs.beat(mine) == {job.id for job in mine}
-    let_pass(engine, 59)
+    let_pass(engine, 40)
     assert jobs.take("another") is None
-    let_pass(engine, 2)
+    let_pass(engine, 21)
     assert [job.id for job in jobs.due()] == [job.id for job in mine]
 
 
