@@ -19,8 +19,10 @@ from test.images import Image, Layer
 from test.layers import file
 from test.people import PASSWORD, ROBOT_TOKEN, SECRET, People, failed_before
 from test.place import Place
+from util.digest import Digest
 
 IMAGE = Image([Layer([file(b"etc/hostname", b"here\n")])])
+DIGEST = Digest.of(b"anything")
 _NUMBERS = count()
 CONFIGURATION = {"DATABASE_SECRET_KEY": SECRET, "SECRET_KEY": "s3cret", "SUPER_USERS": ["root"]}
 
@@ -290,6 +292,19 @@ def test_a_token_for_one_repository_opens_no_other_and_says_what_would(client: F
         ("PUT", "/v2/alice/app/manifests/1.0", "repository:alice/app:pull,push"),
         ("PUT", "/v2/alice/absent/manifests/1.0", "repository:alice/absent:pull,push"),
         ("DELETE", "/v2/alice/app/manifests/1.0", "repository:alice/app:delete"),
+        (
+            "POST",
+            f"/v2/alice/app/blobs/uploads/?mount={DIGEST}&from=alice/other",
+            "repository:alice/app:pull,push repository:alice/other:pull",
+        ),
+        (
+            "POST",
+            f"/v2/alice/app/blobs/uploads/?mount={DIGEST}&from=tool",
+            "repository:alice/app:pull,push repository:tool:pull",
+        ),
+        ("POST", f"/v2/alice/app/blobs/uploads/?mount={DIGEST}", "repository:alice/app:pull,push"),
+        ("POST", "/v2/alice/app/blobs/uploads/?from=alice/other", "repository:alice/app:pull,push"),
+        ("POST", f"/v2/alice/app/blobs/uploads/?mount={DIGEST}&from=%22,a=%22b/c", "repository:alice/app:pull,push"),
     ],
 )
 def test_the_challenge_names_the_scope(client: FlaskClient, method: str, path: str, scope: str | None) -> None:
@@ -316,6 +331,23 @@ def test_the_scope_of_every_challenge_is_one_that_does(client: FlaskClient) -> N
         assert first.status_code == 401, path
         scope = first.headers["WWW-Authenticate"].partition('scope="')[2].partition('"')[0]
         assert status(client, token(client, "alice", scope), path, method) not in (401, 403), path
+
+
+def test_a_token_for_what_the_challenge_of_a_mount_names_mounts(client: FlaskClient) -> None:
+    digest = Digest.of(b"to be mounted")
+    pushing = bearer(token(client, "alice", "repository:alice/app:pull,push"))
+    answer = client.post(f"/v2/alice/app/blobs/uploads/?digest={digest}", data=b"to be mounted", headers=pushing)
+    assert answer.status_code == 201
+    path = f"/v2/alice/mounted/blobs/uploads/?mount={digest}&from=alice/app"
+    scope = client.post(path).headers["WWW-Authenticate"].partition('scope="')[2].partition('"')[0]
+    # A token for one of the two begins an upload; nothing is said of what it is not for.
+    halves = (scope.split()[0], 202), (scope, 201)
+    for asked, status_code in halves:
+        assert client.post(path, headers=bearer(token(client, "alice", asked))).status_code == status_code
+    # Who may not read it gets no such token, and begins an upload.
+    theirs = path.replace("alice/mounted", "bob/mounted")
+    scope = scope.replace("alice/mounted", "bob/mounted")
+    assert client.post(theirs, headers=bearer(token(client, "bob", scope))).status_code == 202
 
 
 def test_a_token_gives_no_more_than_its_account_has_by_then(tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ def named(name: str) -> Named:
     return Named(namespace, repository)
 
 
+def meant(name: str) -> Named | None:
+    """Return what `named` does, None where `name` is no name."""
+    try:
+        return named(name)
+    except InvalidName:
+        return None
+
+
 def readable(name: str) -> tuple[Named, RepositoryInfo]:
     """Return the repository `name` for reading.
 
@@ -80,14 +88,18 @@ def readable(name: str) -> tuple[Named, RepositoryInfo]:
     return repository, _found(repository, Action.READ, Action.READ, Action.CREATE)
 
 
-def writable(name: str, *, creates: bool = False, action: Action = Action.WRITE) -> tuple[Named, RepositoryInfo]:
+def writable(
+    name: str, *, creates: bool = False, action: Action = Action.WRITE, out_of: str | None = None
+) -> tuple[Named, RepositoryInfo]:
     """Return the repository `name` for a change. With `creates` one that is not there is made.
 
-    One that is made is private unless the settings say otherwise, and who asked administers it. Raises as `readable`
-    does, PushesRefused, and NestedName.
+    One that is made is private unless the settings say otherwise, and who asked administers it. `out_of` is another
+    repository that the change would read: a token should be for it, too. Raises as `readable` does, PushesRefused, and
+    NestedName.
     """
     repository = named(name)
-    want(f"repository:{name}:{_SCOPES[action]}")
+    read = "" if out_of is None or meant(out_of) is None else f" repository:{out_of}:{_SCOPES[Action.READ]}"
+    want(f"repository:{name}:{_SCOPES[action]}{read}")
     try:
         info = _found(repository, action, *((Action.CREATE,) if creates else ()))
     except RepositoryNotFound:

@@ -15,10 +15,9 @@ from data.uploads import Upload, UploadOutOfOrder
 from endpoints.access import Action
 from endpoints.v2.answers import Error, answer
 from endpoints.v2.blueprint import blueprint
-from endpoints.v2.names import Named, may, named, reader, services, writable
+from endpoints.v2.names import Named, may, meant, reader, services, writable
 from endpoints.wire import patience
 from util.digest import Digest, InvalidDigest
-from util.names import InvalidName
 from util.problem import Malformed
 
 _RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,18})-([0-9]{1,18})(?:/(?:\*|[0-9]+))?")  # some write it as HTTP does
@@ -44,8 +43,8 @@ class DigestMissing(InvalidDigest):
 @blueprint.post("/<path:name>/blobs/uploads/", strict_slashes=False)
 def start_upload(name: str) -> Response:
     """Begin an upload; or take the whole blob, or mount it, where the URL says which one it is."""
-    _, info = writable(name, creates=True)
     mount, source = request.args.get("mount"), request.args.get("from")
+    _, info = writable(name, creates=True, out_of=source if mount is not None else None)
     if mount is not None and _mounted(info, wanted := Digest.parse(mount), source):
         return _created(name, wanted)
     uploads = services().uploads
@@ -100,9 +99,8 @@ def delete_upload(name: str, upload_id: str) -> Response:
 def _mounted(info: RepositoryInfo, digest: Digest, source: str | None) -> bool:
     """Mount the blob out of `source`, or out of any repository that who asks may read; tell whether that was done."""
     blobs = services().pushed_blobs
-    try:
-        wanted = None if source is None else named(source)
-    except InvalidName:
+    wanted = None if source is None else meant(source)
+    if source is not None and wanted is None:
         return False
     for holder in blobs.holders(digest, reader(), *(() if wanted is None else (wanted.namespace, wanted.repository))):
         repository = Named(holder.namespace, holder.repository)
