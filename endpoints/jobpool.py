@@ -117,7 +117,7 @@ class JobPool:
         except (EOFError, OSError):
             if not heard:
                 raise _LostIdle from None
-            raise ChildLost(f"the process that made it {child.end()}") from None
+            raise ChildLost(f"the process that made it {child.end(patience=_GRACE_SECONDS)}") from None
         finally:
             if sound:
                 self._give_back(child)
@@ -177,11 +177,11 @@ class _Child:
             theirs.close()  # so that the end of either is seen by the other
         self._ended = ""
 
-    def end(self) -> str:
-        """Have it end, and return how it did. Idempotent."""
+    def end(self, *, patience: float = 0) -> str:
+        """Have it end, and return how it did; one that is about to end by itself has `patience` seconds. Idempotent."""
         if self._ended:
             return self._ended
-        self.process.join(0.1)  # it may be about to
+        self.process.join(patience)
         told = self.process.is_alive()
         if told:
             self.process.terminate()

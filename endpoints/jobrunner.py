@@ -22,6 +22,10 @@ from endpoints.jobpool import Asked, ChildLost, Ended, JobPool, MakeServices, No
 log = logging.getLogger(__name__)
 
 
+_BEATS = 8
+"""At least, for as long as a job without a beat is its worker's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """When things are done, in seconds. `retries` are the pauses between attempts: one more attempt than there are."""
@@ -182,7 +186,7 @@ class JobRunner:
     def _beat(self) -> None:
         """Say that this worker is alive for as long as anything runs, and hear what is not wanted any more."""
         while True:
-            time.sleep(self._timing.beat)
+            time.sleep(min(self._timing.beat, self._jobs.heard_seconds / _BEATS))
             with self._lock:
                 running = list(self._running.values())
                 if not running:

@@ -185,12 +185,21 @@ class Makings:
             if found is not None:
                 self._wait_for(found, tell)
                 continue
+            maker = self._running.get(image.key)  # one of ours that cannot be followed; it ends after its row says so
             record = None if self._readonly else self._rows.find(image.key)
             if record is None or not (record.lease_live or record.state is State.COMPLETE):
                 reason = "" if record is None or record.reason is None else f": {record.reason}"
                 raise NotKept(f"{image} cannot be kept{reason}")
-            tell(record.bytes_done, record.bytes_total)
-            time.sleep(_WATCH_SECONDS)
+            try:
+                tell(record.bytes_done, record.bytes_total)
+            except BaseException:
+                if maker is not None:
+                    maker.unwanted()
+                raise
+            if maker is None:
+                time.sleep(_WATCH_SECONDS)
+            elif maker.done.wait(_WATCH_SECONDS) and maker.error is not None:
+                raise maker.error
 
     def close(self, *, seconds: float = CLOSE_SECONDS) -> None:
         """End what runs: images that are whole are still stored, others are given up and their leases released.

@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 import sqlalchemy
 
 from data.derivedimages import State
-from data.jobs import Job, JobState, NewJob
+from data.jobs import Job, Jobs, JobState, NewJob
 from data.owntables import DatabaseUnavailable
-from endpoints import stock
+from endpoints import jobpool, stock
 from endpoints.jobpool import Asked, ChildLost, JobPool, NotWanted
 from endpoints.jobrunner import JobRunner, Timing, described, processors
 from endpoints.services import Services, operators_services
@@ -171,6 +170,24 @@ def test_how_far_it_is_can_be_read_while_it_runs(site: Site) -> None:
     assert stock.progress(site.services, [site.found(job)]) == {}
 
 
+@BRIEF
+def test_a_short_lease_is_kept_up_by_as_many_beats(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[int] = []
+    beat = Jobs.beat
+
+    def noted(jobs: Jobs, running: list[Job]) -> set[str]:
+        beats.append(len(running))
+        return beat(jobs, running)
+
+    monkeypatch.setattr(Jobs, "beat", noted)
+    job = site.ask("acme/large:1.0")
+    with site.running(timing=Timing(look=0.05, beat=1000)):
+        site.held.wait()
+        eventually(lambda: len(beats) >= 3)
+        site.held.go_on()
+        site.wait(job, JobState.DONE)
+
+
 def test_a_child_that_is_killed_takes_nothing_with_it_but_its_attempt(site: Site) -> None:
     site.place.push("acme/other:1.0", LARGE)
     jobs = [site.ask("acme/large:1.0"), site.ask("acme/other:1.0")]
@@ -187,12 +204,7 @@ def test_a_child_that_is_killed_takes_nothing_with_it_but_its_attempt(site: Site
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have it waited longer for a child that was killed until it has ended: that tells what it ended of."""
-    join = SpawnProcess.join
-
-    def patient(process: SpawnProcess, timeout: float | None = None) -> None:
-        join(process, None if timeout is None else max(timeout, 60))
-
-    monkeypatch.setattr(SpawnProcess, "join", patient)
+    monkeypatch.setattr(jobpool, "_GRACE_SECONDS", 60)
 
 
 @pytest.mark.usefixtures("unhurried")

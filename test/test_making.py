@@ -23,7 +23,7 @@ from data.storage.local import LocalStorage, _LocalWriter
 from endpoints import following, maker, origins
 from endpoints.derive import DerivedImage, Deriver, Wish
 from endpoints.image import BlobCutShort
-from endpoints.maker import MakingGivenUp, NotKept, OtherLength
+from endpoints.maker import Maker, MakingGivenUp, NotKept, OtherLength
 from endpoints.making import Busy, BytesDiffer, How, Live, Makings, Stored, close_all
 from endpoints.services import Services
 from endpoints.spool import Ending, Spool
@@ -500,6 +500,25 @@ def test_a_folder_that_can_have_no_spool_costs_the_storing_alone(others: Others,
     assert here.left() == []
     with pytest.raises(NotKept, match=r"a spool in .* cannot be made"):
         here.makings.make(here.image())
+
+
+def test_a_making_that_cannot_be_followed_is_waited_for_and_not_begun_again(
+    others: Others, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explain = Maker._explain
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(1)  # in which the row has a lease still, and nobody to follow
+        explain(*arguments)
+
+    monkeypatch.setattr(Maker, "_explain", slowly)
+    (tmp_path / "file").write_bytes(b"")
+    here = others(VERBS_SPOOL_DIR=str(tmp_path / "file" / "spool"))
+    with pytest.raises(NotKept, match=r"a spool in .* cannot be made"):
+        here.makings.make(here.image())
+    record = here.record()
+    assert record is not None
+    assert (record.state, record.attempts) == (State.FAILED, 1)
 
 
 def test_a_full_disk_under_the_spool_costs_its_readers_time_and_storage_nothing(
