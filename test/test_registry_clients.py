@@ -1,4 +1,4 @@
-"""The front door as programs use it: skopeo and podman push, pull and run, and what they get is what was pushed.
+"""The front door as programs use it: skopeo, podman, docker and containerd push and pull, and run what was pushed.
 
 The law: real servers, on SQLite and a folder, and on PostgreSQL and an S3; every image is private, so every program has
 to log in.
@@ -24,6 +24,7 @@ from test.layers import directory, file, symlink
 from test.place import Place
 from test.s3server import s3_client, s3_server
 from test.server import curl, served
+from test.waiting import eventually
 
 PASSWORD = "correct-horse"
 KINDS = ("folder", "s3")
@@ -263,3 +264,112 @@ def test_podman_pulls_a_virtual_tag(site: Site, podman: Podman, tmp_path: Path) 
     limits = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
     assert podman("run", "--rm", "--network", "none", *limits, name, "one layer") == b"hello from one layer\n"
     shutil.rmtree(tmp_path / "image")
+
+
+# --- docker, and the containerd below it ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Docker:
+    """A daemon of docker's with a storage of its own, which runs nothing in the machine's networks."""
+
+    folder: Path
+
+    def __call__(self, *arguments: str, stdin: bytes = b"") -> bytes:
+        where = ("--host", f"unix://{self.folder}/docker.sock", "--config", str(self.folder / "config"))
+        return run("docker", *where, *arguments, stdin=stdin)
+
+    def below(self, *arguments: str) -> bytes:
+        """Ask its containerd, in a namespace where docker has nothing."""
+        return run("ctr", "--address", str(self.folder / "x/containerd/containerd.sock"), *arguments)
+
+    def log_in(self, site: Site) -> None:
+        assert b"Login Succeeded" in self(
+            "login", "-u", "alice", "--password-stdin", site.host, stdin=PASSWORD.encode()
+        )
+
+    def output(self, image: str, *words: str) -> bytes:
+        """Return what a container of `image` writes."""
+        return self("run", "--rm", "--network", "none", image, *words)
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[Docker]:
+    # A socket's path has at most 108 characters, and pytest's folders have more.
+    with tempfile.TemporaryDirectory(prefix="docker", ignore_cleanup_errors=True) as name:
+        docker = Docker(Path(name))
+        folders = ("--data-root", f"{name}/d", "--exec-root", f"{name}/x", "--pidfile", f"{name}/pid")
+        alone = ("--iptables=false", "--ip6tables=false", "--bridge=none", "--exec-opt", "native.cgroupdriver=cgroupfs")
+        where = ("--host", f"unix://{name}/docker.sock", "--storage-driver", "vfs")
+        log = Path(name, "log")
+        with log.open("wb") as file:
+            daemon = subprocess.Popen([program("dockerd"), *folders, *alone, *where], stdout=file, stderr=file)
+        try:
+            eventually(lambda: Path(name, "docker.sock").exists() or daemon.poll() is not None, what="no docker")
+            assert daemon.poll() is None, log.read_text()
+            yield docker
+        finally:
+            daemon.terminate()
+            daemon.wait(60)
+
+
+def test_docker_pulls_runs_and_pushes(site: Site, docker: Docker, tmp_path: Path) -> None:
+    site.push(static_image(tmp_path / "image"), "alice/docked:1")
+    docker.log_in(site)
+    name = f"{site.host}/alice/docked"
+    docker("pull", "-q", f"{name}:1")
+    assert docker.output(f"{name}:1") == b"hello from the image\n"
+    docker("tag", f"{name}:1", f"{name}:2")
+    docker("push", "-q", f"{name}:2")
+    docker("tag", f"{name}:1", f"{site.host}/alice/elsewhere:1")  # its layer is mounted, or sent again
+    docker("push", "-q", f"{site.host}/alice/elsewhere:1")
+    docker("rmi", "--force", f"{name}:1", f"{name}:2", f"{site.host}/alice/elsewhere:1")
+    for back in (f"{name}:2", f"{site.host}/alice/elsewhere:1"):
+        assert docker.output(back, "again") == b"hello from again\n"
+        docker("rmi", "--force", back)
+    docker("logout", site.host)
+    with pytest.raises(pytest.fail.Exception, match="unauthorized"):
+        docker("pull", "-q", f"{name}:1")
+
+
+def test_docker_pulls_a_virtual_tag(site: Site, docker: Docker, tmp_path: Path) -> None:
+    site.push(static_image(tmp_path / "image"), "alice/squashed:1")
+    docker.log_in(site)
+    name = f"{site.host}/alice/squashed:1.squash"
+    assert docker.output(name, "one layer") == b"hello from one layer\n"
+    docker("rmi", "--force", name)
+
+
+@pytest.mark.parametrize("verb", ["squash", "oci"])
+def test_docker_loads_what_the_verbs_give(site: Site, docker: Docker, tmp_path: Path, verb: str) -> None:
+    site.push(static_image(tmp_path / "image"), f"alice/{verb}:1")
+    said = docker("load", stdin=site.get(f"/c1/{verb}/alice/{verb}/1")).decode()
+    name = said.removeprefix("Loaded image: ").strip()
+    assert f"/alice/{verb}:1" in name
+    assert docker.output(name, verb) == f"hello from {verb}\n".encode()
+    docker("rmi", "--force", name)
+
+
+def test_docker_imports_a_rootfs(site: Site, docker: Docker, tmp_path: Path) -> None:
+    site.push(static_image(tmp_path / "image"), "alice/flat:1")
+    image = docker("import", "-", stdin=site.get("/c1/rootfs/alice/flat/1")).decode().strip()
+    assert docker.output(image, "/bin/echo", "flat") == b"flat\n"
+    docker("rmi", "--force", image)
+
+
+def test_containerd_pulls_pushes_and_imports(site: Site, docker: Docker, tmp_path: Path) -> None:
+    site.push(static_image(tmp_path / "image"), "alice/contained:1")
+    name = f"{site.host}/alice/contained"
+    remote = ("--plain-http", "--user", f"alice:{PASSWORD}")
+    for tag in ("1", "1.squash"):
+        docker.below("images", "pull", "--snapshotter", "native", *remote, f"{name}:{tag}")
+    docker.below("images", "tag", f"{name}:1", f"{name}:2")
+    docker.below("images", "push", *remote, f"{name}:2")
+    assert json.loads(site.get("/v2/alice/contained/tags/list"))["tags"] == ["1", "2"]
+    for verb in ("oci", "squash"):
+        archive = tmp_path / f"{verb}.tar"
+        archive.write_bytes(site.get(f"/c1/{verb}/alice/contained/1?compression=none"))
+        assert b"/alice/contained:1" in docker.below("images", "import", "--snapshotter", "native", str(archive))
+    names = docker.below("images", "ls", "-q").decode().split()
+    assert len(names) == 5
+    docker.below("images", "rm", *names)
