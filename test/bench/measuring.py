@@ -7,24 +7,23 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 WORK = Path("var/bench").absolute()
 MIB = 1 << 20
+_LOOK_SECONDS = 0.01  # between two looks at how much memory a process has had
 PROGRAM = str(Path(sys.executable).with_name("registry-verbs"))
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One process: seconds from its start to its end, and the most memory it ever had (MiB).
-
-    The kernel counts in what the process that started it had at that moment, so `peak` is never below some 35 MiB.
-    """
+    """One process: seconds from its start to its end, and the most memory it had (MiB), but for its last moment."""
 
     seconds: float
     peak: float
@@ -77,12 +76,31 @@ def measure(command: Sequence[str], environment: Mapping[str, str] | None = None
             stderr=subprocess.DEVNULL,
             env={**os.environ, **(environment or {})},
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
+        with _watching(process.pid) as peaks:
+            process.wait()
+            seconds = time.perf_counter() - start
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return Run(seconds, usage.ru_maxrss / 1024)
+    return Run(seconds, max(peaks))
+
+
+@contextmanager
+def _watching(pid: int) -> Iterator[list[float]]:
+    """Collect the most memory that a process has had so far, again and again: its usage at the end has ours in it."""
+    peaks, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            with suppress(OSError):
+                peaks.append(_peak_of(pid))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        thread.join()
 
 
 def measure_first_byte(command: Sequence[str], environment: Mapping[str, str]) -> float:
