@@ -81,7 +81,8 @@ def _turn(file: str, seconds: float) -> Iterator[bool]:
         yield ours
         if ours:
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, b"%.3f" % time.time(), 0)
+            # To the last digit: one that is rounded up lies ahead, and what lies ahead nobody can have had.
+            os.pwrite(descriptor, repr(time.time()).encode(), 0)
     finally:
         os.close(descriptor)  # and with it the lock
 

@@ -16,7 +16,7 @@ import pytest
 from data.derivedimages import Lease, NewDerived
 from data.storage.distributed import DistributedStorage
 from data.storage.local import LocalStorage
-from endpoints.collecting import Collecting
+from endpoints.collecting import Collecting, _turn
 from endpoints.collecting import collecting as of_services
 from endpoints.collector import Bounds, Finding, Reason, Report, Tally, collector_of
 from test.images import Image, Layer
@@ -102,6 +102,16 @@ def test_of_many_processes_one_collects_at_a_time(background: Background, monkey
         background.start(seconds=3000)
     eventually(lambda: len(looks) == 5 and min(looks.values()) > 3)
     assert len(background.watched.times) == 1
+
+
+@pytest.mark.parametrize("now", [1800000000.0006, 1800000000.9996, 1800000000.0])
+def test_who_looks_in_the_same_moment_finds_that_it_was_another_s_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: float
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: now)
+    for ours in (True, False):
+        with _turn(str(tmp_path / "turns"), 3000) as turn:
+            assert turn is ours
 
 
 def test_while_another_process_collects_nobody_else_does(background: Background) -> None:
