@@ -200,23 +200,22 @@ class Signer:
                 )
             except OSError as error:
                 raise SigningFailed(f"{self._program} cannot be started: {error.strerror or error}") from error
-            try:
-                with process:
-                    try:
-                        self._feed(process, chunks)
-                    except BaseException:
-                        process.kill()
-                        raise
-            except BrokenPipeError:
-                raise SigningFailed(f"{self._program} did not read to the end{_told(_lines(words)[1])}") from None
+            with process:
+                try:
+                    whole = self._feed(process, chunks)
+                except BaseException:
+                    process.kill()
+                    raise
             statuses, said = _lines(words)
             if process.returncode:
                 raise SigningFailed(f"{self._program} {_ending(process.returncode)}{_told(said)}")
+            if not whole:
+                raise SigningFailed(f"{self._program} did not read to the end{_told(said)}")
             output.seek(0)
             return _Done(output.read(), statuses, said)
 
-    def _feed(self, process: "subprocess.Popen[bytes]", chunks: Iterable[bytes]) -> None:
-        """Write all of `chunks`, and wait for the end. Raises SigningFailed, BrokenPipeError, what `chunks` raise."""
+    def _feed(self, process: "subprocess.Popen[bytes]", chunks: Iterable[bytes]) -> bool:
+        """Write `chunks`, wait for the end, tell whether all was read. Raises SigningFailed, and what `chunks` raise."""
         pipe = process.stdin
         assert pipe is not None  # noqa: S101 for the type checker
         os.set_blocking(pipe.fileno(), False)
@@ -227,9 +226,18 @@ class Signer:
             while rest:
                 if not poll.poll(self._seconds * 1000):
                     raise SigningFailed(f"{self._program} has read nothing for {self._seconds:g} s")
-                with contextlib.suppress(BlockingIOError):
+                try:
                     rest = rest[os.write(pipe.fileno(), rest) :]
+                except BlockingIOError:
+                    continue
+                except BrokenPipeError:  # how it ends says more
+                    self._await(process)
+                    return False
         pipe.close()
+        self._await(process)
+        return True
+
+    def _await(self, process: "subprocess.Popen[bytes]") -> None:
         try:
             process.wait(self._seconds)
         except subprocess.TimeoutExpired:

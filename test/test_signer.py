@@ -209,6 +209,11 @@ def test_a_program_that_reads_no_more_is_told(key: Key, tmp_path: Path) -> None:
             60,
             "did not read to the end",
         ),
+        (
+            'case "$*" in *--import*) cat >/dev/null;; *) exec <&-; sleep 1; echo "gpg: no money" >&2; exit 2;; esac',
+            60,
+            "ended with status 2: no money",
+        ),
     ):
         program = stand_in(tmp_path, script)
         signer = Signer(key.setting, program=program)
