@@ -215,7 +215,7 @@ class Signer:
             return _Done(output.read(), statuses, said)
 
     def _feed(self, process: "subprocess.Popen[bytes]", chunks: Iterable[bytes]) -> bool:
-        """Write `chunks`, wait for the end, tell whether all was read. Raises SigningFailed, and what `chunks` raise."""
+        """Write `chunks`, wait for the end, tell whether all was read. Raises SigningFailed, what `chunks` raise."""
         pipe = process.stdin
         assert pipe is not None  # noqa: S101 for the type checker
         os.set_blocking(pipe.fileno(), False)
