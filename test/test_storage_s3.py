@@ -22,7 +22,7 @@ from data.database import create_tables, make_engine
 from data.importer import import_image
 from data.layerindexes import LayerIndexes
 from data.registry import SqlRegistry
-from data.storage import s3
+from data.storage import parts, s3
 from data.storage.base import BlobNotFound, BlobWriter, Storage, StorageUnavailable
 from data.storage.distributed import DistributedStorage
 from data.storage.s3 import S3Settings, S3Storage
@@ -171,7 +171,7 @@ def test_a_part_that_fails_gives_back_what_was_sent(
         with pytest.raises(  # noqa: PT012 a part goes up behind the write that filled it
             StorageUnavailable, match="S3 refuses UploadPart of sha256/ab/abcdef: AccessDenied, not you"
         ):
-            for _ in range(s3.PARTS_AHEAD + 2):
+            for _ in range(parts.PARTS_AHEAD + 2):
                 writer.write(bytes(300 << 10))
     assert back_door.leftovers() == []
     assert back_door.get(PATH) is None
@@ -206,22 +206,22 @@ def test_a_part_that_fails_is_sent_again(storage: S3Storage, back_door: Bucket) 
 
 
 def test_parts_go_up_side_by_side_in_bounded_memory(storage: S3Storage, back_door: Bucket) -> None:
-    together = threading.Barrier(s3.PARTS_AHEAD, timeout=60)
+    together = threading.Barrier(parts.PARTS_AHEAD, timeout=60)
 
     def send(**_: object) -> None:
         together.wait()
 
     storage._client.meta.events.register("before-send.s3.UploadPart", send)
-    content = random.Random(0).randbytes(3 * s3.PARTS_AHEAD * (256 << 10))
+    content = random.Random(0).randbytes(3 * parts.PARTS_AHEAD * (256 << 10))
     held = 0
     with storage.create(PATH) as writer:
         assert isinstance(writer, s3._S3Writer)
         for start in range(0, len(content), 100_000):
             writer.write(content[start : start + 100_000])
-            parts = [writer._part, *(part for _, part in writer._sending), *writer._sent]
-            held = max(held, sum(map(len, parts)))
+            held_parts = [writer._part, *(part for _, part in writer._sending), *writer._sent]
+            held = max(held, sum(map(len, held_parts)))
         writer.commit()
-    assert (s3.PARTS_AHEAD << 18) < held <= (s3.PARTS_AHEAD + 1) << 18
+    assert (parts.PARTS_AHEAD << 18) < held <= (parts.PARTS_AHEAD + 1) << 18
     assert back_door.get(PATH) == content
 
 

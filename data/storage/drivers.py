@@ -11,6 +11,7 @@ from typing import Any
 
 from data.storage.base import Storage
 from data.storage.local import LocalStorage
+from data.storage.parts import PART_SIZE
 from util.problem import Problem
 
 _AWS_HOST = re.compile(r"//s3[.-](?:dualstack\.)?([a-z]{2}(?:-[a-z]+)+-[0-9])\.amazonaws\.com")
@@ -133,7 +134,7 @@ def _plain(parameters: _Parameters) -> dict[str, Any]:
 
 
 def _bucket(parameters: _Parameters, **given: Any) -> Storage:
-    from data.storage.s3 import PART_SIZE, S3Settings, S3Storage
+    from data.storage.s3 import S3Settings, S3Storage
 
     part_size = parameters.number("minimum_chunk_size_mb")
     settings = S3Settings(
