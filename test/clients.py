@@ -9,6 +9,7 @@ import pytest
 PACKAGES = {
     "actool": "appc-spec",
     "aria2c": "aria2",
+    "azurite-blob": "azurite, of npm",
     "bsdtar": "libarchive-tools",
     "busybox": "busybox-static",
     "containerd": "containerd",

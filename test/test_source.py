@@ -66,6 +66,11 @@ def test_only_the_s3_driver_knows_boto3() -> None:
     assert importers("boto3", "botocore") == {"data/storage/s3.py"}
 
 
+def test_only_their_drivers_know_azure_and_swift() -> None:
+    assert importers("azure") == {"data/storage/azure.py"}
+    assert importers("swiftclient", "keystoneclient", "keystoneauth1") == {"data/storage/swift.py"}
+
+
 def test_only_data_knows_sqlalchemy() -> None:
     assert {module.partition("/")[0] for module in importers("sqlalchemy")} == {"data"}
 

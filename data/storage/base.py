@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 from util.digest import Readable
 from util.problem import Damaged, Problem
@@ -195,3 +196,10 @@ def check_range(offset: int, length: int | None) -> None:
     """Raise ValueError for a range that is a mistake of the caller's."""
     if offset < 0 or (length is not None and length < 0):
         raise ValueError(f"no range: offset {offset}, length {length}")
+
+
+def attachment(file_name: str) -> str:
+    """Return the Content-Disposition that saves an answer as `file_name`. RFC 6266."""
+    plain = "".join(char if char.isascii() and char.isprintable() and char not in '"\\' else "_" for char in file_name)
+    extended = "" if plain == file_name else f"; filename*=UTF-8''{quote(file_name, safe='')}"
+    return f'attachment; filename="{plain}"{extended}'

@@ -5,8 +5,9 @@ secret; nothing is guessed. Parameters of Quay's that have no meaning here (a CD
 cut) are known and passed over. A driver's module is imported when one of its kind is configured.
 """
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from data.storage.base import Storage
@@ -15,6 +16,7 @@ from data.storage.parts import PART_SIZE
 from util.problem import Problem
 
 _AWS_HOST = re.compile(r"//s3[.-](?:dualstack\.)?([a-z]{2}(?:-[a-z]+)+-[0-9])\.amazonaws\.com")
+_URL = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?\Z")
 
 
 class InvalidStorageConfiguration(Problem):
@@ -59,6 +61,25 @@ class _Parameters:
             return default
         if not isinstance(value, bool):
             raise self.error(f"{name} must be true or false")
+        return value
+
+    def url(self, name: str) -> str | None:
+        """Return the URL of a server."""
+        value = self.text(name)
+        if value is not None and not _URL.match(value):
+            raise self.error(f"{name} must be a URL, e.g. https://storage.example.com")
+        return value
+
+    def required_url(self, name: str) -> str:
+        value = self.url(name)
+        if value is None:
+            raise self.error(f"{name} is missing")
+        return value
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        value = self._values.pop(name, None) or {}
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise self.error(f"{name} must consist of keys and values")
         return value
 
     def pass_over(self, *names: str) -> None:
@@ -125,6 +146,62 @@ def _google(parameters: _Parameters) -> Storage:
     )
 
 
+def _azure(parameters: _Parameters) -> Storage:
+    with _extra(parameters, "azure"):
+        from data.storage.azure import AzureSettings, AzureStorage
+
+    settings = AzureSettings(
+        container=parameters.required("azure_container"),
+        account_name=parameters.required("azure_account_name"),
+        account_key=parameters.text("azure_account_key"),
+        sas_token=parameters.text("sas_token"),
+        prefix=parameters.text("storage_path") or "",
+        endpoint_url=parameters.url("endpoint_url"),
+    )
+    parameters.end()
+    try:
+        return AzureStorage(settings)
+    except ValueError as error:
+        raise parameters.error(str(error)) from error
+
+
+def _swift(parameters: _Parameters) -> Storage:
+    with _extra(parameters, "swift"):
+        from data.storage.swift import SwiftSettings, SwiftStorage
+
+    folder = (parameters.text("storage_path") or "").lstrip("/")
+    # `simple_path_concat` is Quay's for a prefix that is no folder.
+    joined = parameters.flag("simple_path_concat", default=False) or not folder or folder.endswith("/")
+    version = parameters.number("auth_version") or 2
+    if version > 3:
+        raise parameters.error("auth_version must be 1, 2 or 3")
+    numbers = {"connect_timeout": parameters.number("connect_timeout"), "retries": parameters.number("retry_count")}
+    settings = SwiftSettings(
+        container=parameters.required("swift_container"),
+        auth_url=parameters.required_url("auth_url"),
+        user=parameters.required("swift_user"),
+        password=parameters.required("swift_password"),
+        prefix=folder if joined else f"{folder}/",
+        auth_version=version,
+        os_options=parameters.mapping("os_options"),
+        ca_file=parameters.text("ca_cert_path"),
+        temp_url_key=parameters.text("temp_url_key"),
+        retry_on_ratelimit=parameters.flag("retry_on_ratelimit", default=True) is not False,
+        **{name: number for name, number in numbers.items() if number is not None},
+    )
+    parameters.end()
+    return SwiftStorage(settings)
+
+
+@contextlib.contextmanager
+def _extra(parameters: _Parameters, name: str) -> Iterator[None]:
+    """Say which extra is not installed, where an import within fails for want of its library."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise parameters.error(f"{error.name} is not installed: pip install 'registry-verbs[{name}]'") from error
+
+
 def _plain(parameters: _Parameters) -> dict[str, Any]:
     return {
         "bucket": parameters.required("bucket_name"),
@@ -185,4 +262,6 @@ _DRIVERS: dict[str, Callable[[_Parameters], Storage]] = {
     "RHOCSStorage": _gateway,
     "IBMCloudStorage": _gateway,
     "GoogleCloudStorage": _google,
+    "AzureStorage": _azure,
+    "SwiftStorage": _swift,
 }

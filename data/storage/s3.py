@@ -11,10 +11,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -31,6 +30,7 @@ from data.storage.base import (
     Storage,
     StorageUnavailable,
     StoredBlob,
+    attachment,
     check_range,
     checked_folder,
     checked_path,
@@ -65,8 +65,8 @@ class S3Settings:
     """None is AWS in `region`."""
     region: str | None = None
     access_key: str | None = None
-    secret_key: str | None = None
-    session_token: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
     signature_version: str = "s3v4"
     path_style: bool | None = None
     """The bucket in the path and not in the host name; None: for every endpoint but AWS."""
@@ -164,7 +164,7 @@ class S3Storage(Storage):
     ) -> str | None:
         parameters: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(path)}
         if file_name is not None:
-            parameters["ResponseContentDisposition"] = _attachment(file_name)
+            parameters["ResponseContentDisposition"] = attachment(file_name)
         if media_type is not None:
             parameters["ResponseContentType"] = media_type
         with _translated(path):
@@ -307,10 +307,3 @@ def _translated(path: str) -> Iterator[None]:
 
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _attachment(file_name: str) -> str:
-    """Return the Content-Disposition that saves an answer as `file_name`. RFC 6266."""
-    plain = "".join(char if char.isascii() and char.isprintable() and char not in '"\\' else "_" for char in file_name)
-    extended = "" if plain == file_name else f"; filename*=UTF-8''{quote(file_name, safe='')}"
-    return f'attachment; filename="{plain}"{extended}'

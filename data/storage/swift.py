@@ -69,14 +69,14 @@ class SwiftSettings:
     container: str
     auth_url: str
     user: str
-    password: str
+    password: str = field(repr=False)
     prefix: str = ""
     """What stands before every path, with the `/` at its end if it is to have one."""
     auth_version: int = 2
-    os_options: Mapping[str, Any] = field(default_factory=dict)
+    os_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Tenant, project, domains and region, by the client's names."""
     ca_file: str | None = None
-    temp_url_key: str | None = None
+    temp_url_key: str | None = field(default=None, repr=False)
     """The key that account or container have for temporary URLs; without it there are none."""
     connect_timeout: float = 5
     """Seconds to wait for a connection."""
