@@ -35,9 +35,7 @@ def read_configuration(environ: Mapping[str, str] | None = None) -> dict[str, An
     configuration = _read_file(path) if path else {}
     ours = {key for key in environ if key.startswith("VERBS_") and key != CONFIG_FILE}
     configuration |= {key: environ[key] for key in ours.union(Settings.KEYS) if environ.get(key)}
-    beside = os.path.dirname(path) if path else ""
-    files = {key: configuration[key] for key in Settings.FILES if isinstance(configuration.get(key), str)}
-    return configuration | {key: os.path.join(beside, file) for key, file in files.items()}
+    return Settings.beside(os.path.dirname(path) if path else "", configuration)
 
 
 def _read_file(path: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from data.storage.s3 import S3Settings, S3Storage
 from data.storage.testing import PATH, BackDoor, StorageTests, content_of
 from test.images import Image, Layer, Layout
 from test.layers import file
-from test.s3server import s3_client, s3_server
+from test.s3server import Bucket, s3_server
 from util.digest import Digest
 
 
@@ -37,36 +37,6 @@ from util.digest import Digest
 def endpoint() -> Iterator[str]:
     with s3_server() as url:
         yield url
-
-
-class Bucket:
-    """The bucket by a client of its own. `leftovers` are multipart uploads that were neither completed nor aborted."""
-
-    def __init__(self, endpoint: str, name: str) -> None:
-        self.name = name
-        self.client = s3_client(endpoint)
-        self.client.create_bucket(Bucket=name)
-
-    def put(self, path: str, content: bytes) -> None:
-        self.client.put_object(Bucket=self.name, Key=f"datastorage/registry/{path}", Body=content)
-
-    def get(self, path: str) -> bytes | None:
-        try:
-            answer = self.client.get_object(Bucket=self.name, Key=f"datastorage/registry/{path}")
-        except self.client.exceptions.NoSuchKey:
-            return None
-        with closing(answer["Body"]) as body:
-            content: bytes = body.read()
-        return content
-
-    def leftovers(self) -> list[str]:
-        return [upload["Key"] for upload in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])]
-
-    def close(self) -> None:
-        for item in self.client.list_objects_v2(Bucket=self.name).get("Contents", []):
-            self.client.delete_object(Bucket=self.name, Key=item["Key"])
-        self.client.delete_bucket(Bucket=self.name)
-        self.client.close()
 
 
 @pytest.fixture
@@ -581,7 +551,7 @@ def test_a_session_token_is_sent(settings: S3Settings) -> None:
 def test_the_library_is_imported_for_this_driver_only() -> None:
     program = (
         "import sys, data.storage.distributed, data.importer, data.registry; "
-        "assert not {'boto3', 'botocore'} & set(sys.modules)"
+        "assert not {'azure', 'boto3', 'botocore', 'swiftclient'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -44,9 +44,11 @@ from azure.storage.blob import (
 from urllib3.exceptions import HTTPError
 
 from data.storage.base import (
+    ANYBODY,
     BlobNotFound,
     BlobWriter,
     InvalidBlobPath,
+    Recipient,
     Storage,
     StorageUnavailable,
     StoredBlob,
@@ -177,7 +179,13 @@ class AzureStorage(Storage):
         return found
 
     def direct_download_url(
-        self, path: str, *, seconds: int, file_name: str | None = None, media_type: str | None = None
+        self,
+        path: str,
+        *,
+        seconds: int,
+        file_name: str | None = None,
+        media_type: str | None = None,
+        recipient: Recipient = ANYBODY,
     ) -> str | None:
         """Return a URL with a signature for this blob; None without the account's key, because only that can sign."""
         name = self._name(path)

@@ -57,6 +57,21 @@ class StoredBlob:
     modified_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """Who is going to download by a URL, as far as that is known: a storage with several ways out chooses by it."""
+
+    address: str | None = None
+    """The client's IP address."""
+    host: str | None = None
+    """The name by which the client came to us, with the port."""
+    namespace: str | None = None
+    """Whose repository the blob is asked of."""
+
+
+ANYBODY = Recipient()
+
+
 class BlobWriter(ABC):
     """A blob that is being written. Leaving the `with` block without a commit aborts.
 
@@ -178,11 +193,13 @@ class Storage(ABC):
         seconds: int,
         file_name: str | None = None,
         media_type: str | None = None,
+        recipient: Recipient = ANYBODY,
     ) -> str | None:
         """Return a URL by which anybody can download the blob for `seconds`, None where the storage has no such thing.
 
-        The answer under it carries `media_type` and a Content-Disposition with `file_name`. Whether there is a blob is
-        not looked at.
+        The answer under it carries `media_type`, where a URL of the storage can say so, and a Content-Disposition with
+        `file_name`. `recipient` decides where the URL leads, not who may use it. Whether there is a blob is not looked
+        at.
         """
         return None
 

@@ -16,17 +16,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import botocore.session
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+from botocore.credentials import CredentialProvider, CredentialResolver, Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
 from urllib3.exceptions import HTTPError
 
 from data.storage.base import (
+    ANYBODY,
     OWN,
     BlobNotFound,
     BlobWriter,
     InvalidBlobPath,
+    Recipient,
     Storage,
     StorageUnavailable,
     StoredBlob,
@@ -81,13 +85,14 @@ class S3Settings:
 class S3Storage(Storage):
     """Blobs in a bucket. No request is made before one is asked for. Raises ValueError for settings that cannot be."""
 
-    def __init__(self, settings: S3Settings) -> None:
+    def __init__(self, settings: S3Settings, credentials: Credentials | None = None) -> None:
+        """`credentials` go before those of `settings`."""
         self._bucket = settings.bucket
         self._prefix = settings.prefix.strip("/")
         self._part_size = max(settings.part_size, MIN_PART_SIZE)
         self._upload: dict[str, Any] = {"ServerSideEncryption": "AES256"} if settings.encrypt else {}
         try:
-            self._client = _client(settings)
+            self._client = _client(settings, credentials)
         except BotoCoreError as error:
             raise ValueError(str(error)) from error
 
@@ -160,7 +165,13 @@ class S3Storage(Storage):
         return found
 
     def direct_download_url(
-        self, path: str, *, seconds: int, file_name: str | None = None, media_type: str | None = None
+        self,
+        path: str,
+        *,
+        seconds: int,
+        file_name: str | None = None,
+        media_type: str | None = None,
+        recipient: Recipient = ANYBODY,
     ) -> str | None:
         parameters: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(path)}
         if file_name is not None:
@@ -266,10 +277,26 @@ class _S3Writer(PartsWriter["CompletedPartTypeDef"]):
             log.warning("the parts of %s stay in the bucket until they are swept: %s", self._path, error)
 
 
-def _client(settings: S3Settings) -> "S3Client":
+class _Given(CredentialProvider):
+    """The one place to look for credentials."""
+
+    METHOD = CANONICAL_NAME = "given"
+
+    def __init__(self, credentials: Credentials) -> None:
+        super().__init__()
+        self._credentials = credentials
+
+    def load(self) -> Credentials:
+        return self._credentials
+
+
+def _client(settings: S3Settings, credentials: Credentials | None) -> "S3Client":
     on_aws = settings.endpoint_url is None or ".amazonaws.com" in settings.endpoint_url
     path_style = not on_aws if settings.path_style is None else settings.path_style
-    return boto3.session.Session().client(
+    session = botocore.session.get_session()
+    if credentials is not None:
+        session.register_component("credential_provider", CredentialResolver([_Given(credentials)]))
+    return boto3.session.Session(botocore_session=session).client(
         "s3",
         endpoint_url=settings.endpoint_url,
         # Elsewhere a region is only part of the signature, and this one is what the others expect.

@@ -34,9 +34,11 @@ from swiftclient.utils import generate_temp_url
 from urllib3.exceptions import HTTPError
 
 from data.storage.base import (
+    ANYBODY,
     BlobNotFound,
     BlobWriter,
     InvalidBlobPath,
+    Recipient,
     Storage,
     StorageUnavailable,
     StoredBlob,
@@ -165,7 +167,13 @@ class SwiftStorage(Storage):
         return found
 
     def direct_download_url(
-        self, path: str, *, seconds: int, file_name: str | None = None, media_type: str | None = None
+        self,
+        path: str,
+        *,
+        seconds: int,
+        file_name: str | None = None,
+        media_type: str | None = None,
+        recipient: Recipient = ANYBODY,
     ) -> str | None:
         """Return a temporary URL, None without a key. Its answer has the object's own media type, not `media_type`."""
         name = self._name(path)
