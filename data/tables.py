@@ -318,6 +318,47 @@ class AppSpecificAuthToken(Base):
     last_accessed: Mapped[datetime | None]
 
 
+class OAuthAccessToken(Base):
+    """A token that somebody gave to an application, for some scopes. `token_code` is the hash of its secret part."""
+
+    __tablename__ = "oauthaccesstoken"
+    uuid: Mapped[str] = mapped_column(default=_uuid, index=True)
+    application_id: Mapped[int] = mapped_column(index=True)  # of a table that is not read here
+    authorized_user_id: Mapped[int] = mapped_column(ForeignKey("user.id"), index=True)
+    scope: Mapped[str]
+    token_name: Mapped[str] = mapped_column(unique=True)
+    token_code: Mapped[str]
+    token_type: Mapped[str] = mapped_column(default="Bearer")
+    expires_at: Mapped[datetime]
+    data: Mapped[str] = mapped_column(Text, default="")
+
+
+class AccessToken(Base):
+    """A token that is good for one repository, whoever brings it. `token_code` is its secret part, encrypted."""
+
+    __tablename__ = "accesstoken"
+    token_name: Mapped[str] = mapped_column(unique=True)
+    token_code: Mapped[str]
+    repository_id: Mapped[int] = mapped_column(ForeignKey("repository.id"), index=True)
+    created: Mapped[datetime] = mapped_column(default=now_utc)
+    role_id: Mapped[int] = mapped_column(ForeignKey("role.id"), index=True)
+    temporary: Mapped[bool] = mapped_column(default=True)
+
+
+class ServiceKey(Base):
+    """A public key of one of Quay's instances. It counts once somebody, or Quay itself, has approved it."""
+
+    __tablename__ = "servicekey"
+    name: Mapped[str]
+    kid: Mapped[str] = mapped_column(unique=True)
+    service: Mapped[str] = mapped_column(index=True)
+    jwk: Mapped[str] = mapped_column(Text)
+    metadata_json: Mapped[str] = mapped_column("metadata", Text, default="{}")
+    created_date: Mapped[datetime] = mapped_column(default=now_utc)
+    expiration_date: Mapped[datetime | None]
+    approval_id: Mapped[int | None] = mapped_column(index=True)  # of a table that is not read here
+
+
 ENUMERATED: dict[type[Visibility | RepositoryKind | TagKind | MediaType | Role | TeamRole], tuple[str, ...]] = {
     Visibility: ("public", "private"),
     RepositoryKind: ("image", "application"),

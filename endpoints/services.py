@@ -7,6 +7,7 @@ handed down; nothing looks for them elsewhere. None of them knows an application
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from data.accounts import Accounts, SqlAccounts
@@ -15,15 +16,18 @@ from data.admintokens import AdminTokens
 from data.database import Engine, create_tables, make_engine
 from data.derivedimages import DerivedImages
 from data.discovery import Discovery
+from data.encryptedpasswords import EncryptedPasswords
 from data.jobs import Jobs
 from data.layerindexes import LayerIndexes
 from data.logins import Logins
 from data.owntables import DatabaseUnavailable, upgrade, upgrading
 from data.packedlayers import PackedLayers
+from data.programlogins import ProgramLogins
 from data.pushedblobs import PushedBlobs
 from data.pushedmanifests import PushedManifests
 from data.registry import Registry, SqlRegistry
 from data.secretbox import SecretBox, Secrets
+from data.servicekeys import ServiceKeys
 from data.signatures import Signatures
 from data.storage.base import Storage
 from data.storage.distributed import DistributedStorage, storage_from_config
@@ -33,6 +37,7 @@ from endpoints.access import Permission, everything
 from endpoints.secretfiles import kept_secret, secret_there
 from endpoints.settings import Settings
 from endpoints.signer import Signer
+from endpoints.tokens import SECRET_FILE
 from formats import installed_formatters
 from formats.formatter import Formatter
 from util.layerindex import LayerLimits
@@ -125,15 +130,7 @@ def make_services(
         packed_layers=PackedLayers(own_engine),
         jobs=Jobs(own_engine, heard_seconds=2 * settings.lease_seconds),
         tokens=AdminTokens(own_engine),
-        accounts=SqlAccounts(
-            engine,
-            own_engine,
-            Logins(own_engine, counts=not settings.readonly),
-            secrets=_secrets(settings, make=False),
-            superusers=settings.superusers,
-            superusers_full_access=settings.superusers_full_access,
-            app_specific_tokens=settings.app_specific_tokens,
-        ),
+        accounts=_accounts(settings, engine, own_engine),
         administration=Administration(
             engine,
             own_engine,
@@ -148,6 +145,36 @@ def make_services(
         signatures=Signatures(own_engine),
         signer=None if settings.signing_key is None else Signer(settings.signing_key),
     )
+
+
+def _accounts(settings: Settings, engine: Engine, own_engine: Engine) -> Accounts:
+    accounts = SqlAccounts(
+        engine,
+        own_engine,
+        Logins(own_engine, counts=not settings.readonly),
+        secrets=_secrets(settings, make=False),
+        superusers=settings.superusers,
+        superusers_full_access=settings.superusers_full_access,
+        app_specific_tokens=settings.app_specific_tokens,
+    )
+    keys = ServiceKeys(
+        engine,
+        host=settings.server_hostname,
+        service=settings.service_key_service,
+        max_seconds=settings.signed_seconds,
+    )
+    return ProgramLogins(
+        accounts,
+        engine,
+        secrets=_secrets(settings, make=False),
+        robot_tokens=() if settings.own_registry else (keys,),
+        encrypted_passwords=EncryptedPasswords(partial(_secret_key, settings)),
+        require_encrypted=settings.require_encrypted_passwords,
+    )
+
+
+def _secret_key(settings: Settings) -> str | None:
+    return settings.secret_key or secret_there(settings.data_dir, SECRET_FILE)
 
 
 def operators_services(configuration: Mapping[str, Any]) -> Services:

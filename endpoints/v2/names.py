@@ -140,7 +140,7 @@ def reader() -> Reader:
     if not isinstance(ours.permission, AccountPermission):
         return Reader(everything=True)
     account = caller().account
-    if account is None:
+    if account is None or (account.scopes is not None and account.scopes.role is None):
         return Reader()
     everything = account.superuser and ours.settings.superusers_full_access
     return Reader(account.id, robot=account.robot, everything=everything)
