@@ -50,7 +50,8 @@ QUAY = {
     "imagestoragelocation": "id name",
     "imagestorageplacement": "id storage_id location_id",
     "uploadedblob": "id repository_id blob_id uploaded_at expires_at",
-    "oauthaccesstoken": "id uuid application_id authorized_user_id scope token_name token_code token_type expires_at data",
+    "oauthaccesstoken": "id uuid application_id authorized_user_id scope token_name token_code token_type "
+    "expires_at data",
     "accesstoken": "id token_name token_code repository_id created role_id temporary",
     "servicekey": "id name kid service jwk metadata created_date expiration_date? approval_id?",
     "proxycacheconfig": "id organization_id creation_date upstream_registry upstream_registry_username? "

@@ -67,7 +67,8 @@ class Kinds:
         return self.side.v2("/v2/acme/app/manifests/v1", "repository:acme/app:pull", login).status
 
 
-def _add(quayside: Quay, key: RSAPrivateKey) -> None:
+def add_credentials(quayside: Quay, key: RSAPrivateKey) -> None:
+    """Add the kinds of credentials of which the dumps have none, in the form in which Quay writes them."""
     engine, box = make_engine(quayside.uri), SecretBox(quayside.facts["database_secret_key"])
     soon, past = now_utc() + timedelta(days=1), now_utc() - timedelta(seconds=5)
     with writing(engine) as connection:
@@ -144,9 +145,14 @@ def kinds(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, key: RSAPrivateKey
 ) -> Iterator[Kinds]:
     with quay(request.param, tmp_path_factory.mktemp("quay"), SUPER_USERS='["alice"]') as there:
-        _add(there, key)
+        add_credentials(there, key)
         with served(there.place) as running:
             yield Kinds(Side(there, running.url), key)
+
+
+def basic(name: str, password: str) -> str:
+    """Return what Authorization says of a name and a password."""
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
 
 
 def encrypted(password: str, secret: str = SECRET_KEY, document: bytes | None = None) -> str:
