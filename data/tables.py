@@ -318,12 +318,25 @@ class AppSpecificAuthToken(Base):
     last_accessed: Mapped[datetime | None]
 
 
+class OAuthApplication(Base):
+    """An application of an organization, which users give tokens to."""
+
+    __tablename__ = "oauthapplication"
+    client_id: Mapped[str] = mapped_column(index=True)
+    fully_migrated: Mapped[bool] = mapped_column(default=False)
+    redirect_uri: Mapped[str]
+    application_uri: Mapped[str]
+    organization_id: Mapped[int] = mapped_column(ForeignKey("user.id"), index=True)
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(Text, default="")
+
+
 class OAuthAccessToken(Base):
     """A token that somebody gave to an application, for some scopes. `token_code` is the hash of its secret part."""
 
     __tablename__ = "oauthaccesstoken"
     uuid: Mapped[str] = mapped_column(default=_uuid, index=True)
-    application_id: Mapped[int] = mapped_column(index=True)  # of a table that is not read here
+    application_id: Mapped[int] = mapped_column(ForeignKey("oauthapplication.id"), index=True)
     authorized_user_id: Mapped[int] = mapped_column(ForeignKey("user.id"), index=True)
     scope: Mapped[str]
     token_name: Mapped[str] = mapped_column(unique=True)
@@ -345,6 +358,16 @@ class AccessToken(Base):
     temporary: Mapped[bool] = mapped_column(default=True)
 
 
+class ServiceKeyApproval(Base):
+    """That a key of Quay's counts, and why."""
+
+    __tablename__ = "servicekeyapproval"
+    approver_id: Mapped[int | None] = mapped_column(ForeignKey("user.id"), index=True)
+    approval_type: Mapped[str] = mapped_column(index=True)
+    approved_date: Mapped[datetime] = mapped_column(default=now_utc)
+    notes: Mapped[str] = mapped_column(Text, default="")
+
+
 class ServiceKey(Base):
     """A public key of one of Quay's instances. It counts once somebody, or Quay itself, has approved it."""
 
@@ -356,7 +379,7 @@ class ServiceKey(Base):
     metadata_json: Mapped[str] = mapped_column("metadata", Text, default="{}")
     created_date: Mapped[datetime] = mapped_column(default=now_utc)
     expiration_date: Mapped[datetime | None]
-    approval_id: Mapped[int | None] = mapped_column(index=True)  # of a table that is not read here
+    approval_id: Mapped[int | None] = mapped_column(ForeignKey("servicekeyapproval.id"), index=True)
 
 
 ENUMERATED: dict[type[Visibility | RepositoryKind | TagKind | MediaType | Role | TeamRole], tuple[str, ...]] = {

@@ -111,27 +111,17 @@ def add_credentials(quayside: Quay, key: RSAPrivateKey) -> None:
             values = {"token_name": f"{word:0<32}", "token_code": box.encrypt("T" * 32), "role_id": read}
             add(db.AccessToken, **values, repository_id=find(db.Repository, name=name))
         public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key()))
+        approval = add(db.ServiceKeyApproval, approval_type="ServiceKeyApprovalType.AUTOMATIC")
         changed: dict[str, dict[str, Any]] = {
-            "good": {"approval_id": 1},
+            "good": {},
             "unapproved": {"approval_id": None},
-            "expired": {"approval_id": 1, "expiration_date": past},
-            "clairs": {"approval_id": 1, "service": "clair"},
-            "broken": {"approval_id": 1, "jwk": "{}"},
+            "expired": {"expiration_date": past},
+            "clairs": {"service": "clair"},
+            "broken": {"jwk": "{}"},
         }
         for kid, more in changed.items():
-            values = {"name": kid, "kid": kid, "service": "quay", "jwk": json.dumps({**public, "kid": kid})}
-            statement = insert(db.ServiceKey).values(**{**values, **more})
-            if quayside.kind == "postgresql" and kid == "good":
-                connection.exec_driver_sql(
-                    "INSERT INTO servicekeyapproval (approval_type, approved_date, notes)"
-                    " VALUES ('ServiceKeyApprovalType.AUTOMATIC', now(), '')"
-                )
-            elif kid == "good":
-                connection.exec_driver_sql(
-                    "INSERT INTO servicekeyapproval VALUES"
-                    " (1, NULL, 'ServiceKeyApprovalType.AUTOMATIC', '2026-01-01', '')"
-                )
-            connection.execute(statement)
+            values = {"name": kid, "kid": kid, "service": "quay", "approval_id": approval, "jwk": json.dumps(public)}
+            connection.execute(insert(db.ServiceKey).values(**{**values, **more}))
     engine.dispose()
 
 
@@ -323,5 +313,5 @@ def test_what_is_turned_off_does_not_come_in(kinds: Kinds) -> None:
         less = Kinds(Side(off, running.url), kinds.key)
         answers = {kind: less.image(login) for kind, login in right(less).items()}
         refused = less.side.ask("/c1/rootfs/acme/app/v1", login=right(less)["password"])
-    assert answers == {kind: 401 if kind in ("password", "app token") else 200 for kind in answers}
+    assert answers == {kind: 401 if kind in ("password", "e-mail", "app token") else 200 for kind in answers}
     assert "encrypted" in refused.error["message"]
