@@ -134,7 +134,7 @@ def test_how_long_a_token_may_live_is_said(service: JwtService) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[]", b"null", b'"token"', b'{"token": null}', b'{"token": 7}', b'{"token": {}}', b"[" * 60_000, b"\xff"],,
+    [b"", b"[]", b"null", b'"token"', b'{"token": null}', b'{"token": 7}', b'{"token": {}}', b"[" * 60_000, b"\xff"],
 )
 def test_an_answer_that_holds_no_token_lets_nobody_in(service: JwtService, body: bytes) -> None:
     service.lie = lambda handler: handler.answer(200, body)
