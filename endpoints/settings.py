@@ -15,6 +15,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from endpoints import directorysettings
+from endpoints.directorysettings import AuthenticationSettings
 from endpoints.rules import InvalidRequest, Rule
 from endpoints.settingvalues import InvalidSetting
 from endpoints.settingvalues import choice as _choice
@@ -98,6 +100,7 @@ class Settings:
     upload_seconds: int = 86400
     pull_seconds: int = 20
     signing_key: SigningKey | None = None
+    authentication: AuthenticationSettings = field(default_factory=AuthenticationSettings)
 
     KEYS: ClassVar[tuple[str, ...]]
     FILES: ClassVar[tuple[str, ...]] = ("GPG2_PRIVATE_KEY_FILENAME", "GPG2_PUBLIC_KEY_FILENAME")
@@ -126,6 +129,7 @@ class Settings:
             own_db_uri=read.get("VERBS_DB_URI", db_uri),
             spool_dir=read.get("VERBS_SPOOL_DIR", str(PurePath(data_dir, "spool"))),
             signing_key=_signing_key(read),
+            authentication=directorysettings.authentication(read, own_registry=own_registry),
             storage_config=MappingProxyType(storages),
             storage_preference=preference,
             **{name: read[key] for key, name in _PLAIN.items() if key in read},
@@ -269,6 +273,7 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "VERBS_AUDIT_LOG": _text,
     "VERBS_ACCEL_REDIRECT": _location,
     "VERBS_PROXIES": _count,
+    **directorysettings.READERS,
 }
 _PLAIN = {
     "SERVER_HOSTNAME": "server_hostname",

@@ -95,8 +95,8 @@ class JwtDirectory:
                 connection.request(
                     "GET", self._target, headers={"Authorization": f"Basic {login}", "Accept": "application/json"}
                 )
-                answer = connection.getresponse()
-                body = answer.read(MAX_ANSWER + 1)
+                with connection.getresponse() as answer:
+                    status, body = answer.status, answer.read(MAX_ANSWER + 1)
             finally:
                 ending.cancel()
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -106,7 +106,7 @@ class JwtDirectory:
             connection.close()
         if len(body) > MAX_ANSWER:
             raise DirectoryUnavailable(f"{url} answers with more than {MAX_ANSWER} bytes")
-        return answer.status, body
+        return status, body
 
     def _claims(self, body: bytes) -> dict[str, Any]:
         settings = self._settings
