@@ -14,7 +14,9 @@ from data.administration import Administration
 from data.admintokens import AdminTokens
 from data.database import Engine, create_tables, make_engine
 from data.derivedimages import DerivedImages
+from data.directories.directory import Directory
 from data.discovery import Discovery
+from data.federated import FederatedUsers
 from data.jobs import Jobs
 from data.layerindexes import LayerIndexes
 from data.logins import Logins
@@ -30,6 +32,7 @@ from data.storage.distributed import DistributedStorage, storage_from_config
 from data.uploads import Uploads
 from data.virtuals import Virtuals
 from endpoints.access import Permission, everything
+from endpoints.directories import directory_of, federated_users, logins_elsewhere, rights_of
 from endpoints.secretfiles import kept_secret, secret_there
 from endpoints.settings import Settings
 from endpoints.signer import Signer
@@ -46,7 +49,8 @@ _DATABASE_SECRET = "database-secret-key"  # noqa: S105 the name of its file
 class Services:
     """Everything that is needed to derive an image, and to know what has been derived.
 
-    `engine` leads to the registry's tables, `own_engine` to ours. Without a `signer` nothing is signed.
+    `engine` leads to the registry's tables, `own_engine` to ours. Without a `signer` nothing is signed, and without a
+    `directory` accounts live in the registry's tables alone; `federated` are the users who come from it.
     """
 
     settings: Settings
@@ -70,6 +74,8 @@ class Services:
     discovery: Discovery
     signatures: Signatures
     signer: Signer | None
+    directory: Directory | None
+    federated: FederatedUsers | None
 
     @property
     def limits(self) -> LayerLimits:
@@ -110,6 +116,9 @@ def make_services(
         storage = storage_from_config(settings)
     elif isinstance(storage, Storage):
         storage = DistributedStorage({"default": storage}, ["default"])
+    logins = Logins(own_engine, counts=not settings.readonly)
+    directory = directory_of(settings)
+    federated = federated_users(settings, directory, engine, own_engine)
     pushed_blobs = PushedBlobs(engine, storage, grace_seconds=settings.grace_seconds)
     return Services(
         settings=settings,
@@ -128,11 +137,13 @@ def make_services(
         accounts=SqlAccounts(
             engine,
             own_engine,
-            Logins(own_engine, counts=not settings.readonly),
+            logins,
             secrets=_secrets(settings, make=False),
             superusers=settings.superusers,
             superusers_full_access=settings.superusers_full_access,
             app_specific_tokens=settings.app_specific_tokens,
+            elsewhere=logins_elsewhere(directory, federated, logins),
+            rights=rights_of(settings, directory, federated),
         ),
         administration=Administration(
             engine,
@@ -147,6 +158,8 @@ def make_services(
         discovery=Discovery(engine),
         signatures=Signatures(own_engine),
         signer=None if settings.signing_key is None else Signer(settings.signing_key),
+        directory=directory,
+        federated=federated,
     )
 
 

@@ -209,7 +209,7 @@ def test_who_is_restricted_and_who_reads_everything() -> None:
         FEATURE_RESTRICTED_USERS=True, RESTRICTED_USERS_WHITELIST=["alice"], GLOBAL_READONLY_SUPER_USERS=["auditor"]
     )
     assert found.restricted_users
-    assert found.whitelist == {"alice"}
+    assert found.whitelist == frozenset({"alice"})
     assert found.readonly_superusers == {"auditor"}
     assert read(RESTRICTED_USERS_WHITELIST=[]).whitelist is None
 

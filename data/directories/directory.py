@@ -75,8 +75,8 @@ class Directory(Protocol):
     def is_readonly_superuser(self, identifier: str) -> bool:
         """Tell whether somebody may read everything."""
 
-    def is_restricted(self, identifier: str) -> bool | None:
-        """Tell whether somebody may not make repositories in a namespace of their own; None: it does not say."""
+    def is_restricted(self, identifier: str) -> bool:
+        """Tell whether somebody may not make repositories in their own namespace, where the settings restrict users."""
 
     def members(self, group: str) -> Collection[Identity]:
         """Return everybody in a group. Raises GroupNotFound, GroupsUnsupported."""

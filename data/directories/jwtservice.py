@@ -150,8 +150,8 @@ class JwtDirectory:
     def is_readonly_superuser(self, identifier: str) -> bool:
         return False
 
-    def is_restricted(self, identifier: str) -> bool | None:
-        return None
+    def is_restricted(self, identifier: str) -> bool:
+        return False
 
     def members(self, group: str) -> Collection[Identity]:
         raise GroupsUnsupported("a JWT service is not asked for the members of groups")

@@ -119,9 +119,9 @@ class LdapDirectory:
     def is_readonly_superuser(self, identifier: str) -> bool:
         return self._fits(identifier, "LDAP_GLOBAL_READONLY_SUPERUSER_FILTER")
 
-    def is_restricted(self, identifier: str) -> bool | None:
+    def is_restricted(self, identifier: str) -> bool:
         if "LDAP_RESTRICTED_USER_FILTER" not in self._filters:
-            return None
+            return True  # everybody is
         return self._fits(identifier, "LDAP_RESTRICTED_USER_FILTER")
 
     def _fits(self, identifier: str, key: str) -> bool:

@@ -24,8 +24,8 @@ class TokensOnly:
     def is_readonly_superuser(self, identifier: str) -> bool:
         return False
 
-    def is_restricted(self, identifier: str) -> bool | None:
-        return None
+    def is_restricted(self, identifier: str) -> bool:
+        return self.service is None
 
     def members(self, group: str) -> Collection[Identity]:
         raise GroupsUnsupported("there is no directory that is asked for the members of groups")
