@@ -130,7 +130,7 @@ def test_the_enumerated_rows_are_quay_s(engine: Engine) -> None:
     with engine.connect() as connection:
         names = {
             table: set(connection.scalars(text(f"SELECT name FROM {table}")))
-            for table in ("visibility", "repositorykind", "tagkind", "mediatype", "role", "teamrole")
+            for table in ("visibility", "repositorykind", "tagkind", "mediatype", "role", "teamrole", "loginservice")
         }
     assert names == {
         "visibility": {"public", "private"},
@@ -138,6 +138,7 @@ def test_the_enumerated_rows_are_quay_s(engine: Engine) -> None:
         "tagkind": {"tag"},
         "role": {"read", "write", "admin"},
         "teamrole": {"member", "creator", "admin"},
+        "loginservice": {"google", "github", "quayrobot", "ldap", "jwtauthn", "keystone", "dex", "oidc"},
         "mediatype": {
             "application/vnd.docker.distribution.manifest.v1+json",
             "application/vnd.docker.distribution.manifest.v1+prettyjws",

@@ -91,10 +91,7 @@ class Registry:
 
     def counted(self) -> dict[str, int]:
         query = select(LoginRow.username, LoginRow.failures)
-        return {
-            name: failures
-            for name, failures in reading(self.engine, lambda connection: connection.execute(query).all())
-        }
+        return dict(reading(self.engine, lambda connection: connection.execute(query).all()))
 
     def passed(self, milliseconds: int) -> None:
         earlier = update(LoginRow).values(last_ms=LoginRow.last_ms - milliseconds)

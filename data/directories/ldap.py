@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _DOWN_SECONDS = 2.0
 """For how long nobody asks again after no server could be reached; else every request would wait for all of them."""
 
+_MEMBERS = ("member", "uniqueMember", "memberUid")
+
 _MAX_NAME = 512  # characters of a user name or an e-mail address
 
 _Result = TypeVar("_Result")
@@ -141,8 +143,8 @@ class LdapDirectory:
         return self._asked(lambda connection: self._members(connection, dn, text))
 
     def _members(self, connection: LdapConnection, dn: str, text: str) -> Collection[Identity]:
-        there = connection.search(dn, "(objectClass=*)", ("1.1",), limit=1, base_only=True)
-        if not there.entries:
+        named = connection.names(dn, _MEMBERS)
+        if named is None:
             raise GroupNotFound(f"the directory has no group {dn}, or does not show it")
         found: dict[str, Identity] = {}
         for base in self._settings.search_bases:
@@ -157,6 +159,10 @@ class LdapDirectory:
                         log.warning("%s is passed over in the group %s: %s", entry.dn, dn, identity.reason)
                     else:
                         found.setdefault(identity.identifier, identity)
+        if not found and named:
+            # Nobody in it is a user here, or we are not shown what leads to them: that must take nobody's rights.
+            member_of = self._settings.member_of_attribute
+            raise DirectoryUnavailable(f"the group {dn} has members, and by {member_of} none of them is a user")
         return found.values()
 
     # --- Searching ----------------------------------------------------------------------------------------------------

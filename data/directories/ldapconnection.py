@@ -200,12 +200,20 @@ class LdapConnection:
         self.close()
         raise DirectoryUnavailable(f"{self._uri} does not let anybody log in: {said}")
 
-    def search(self, base: str, text: str, attributes: Sequence[str], *, limit: int, base_only: bool = False) -> Found:
+    def search(self, base: str, text: str, attributes: Sequence[str], *, limit: int) -> Found:
         """Return up to about `limit` entries at or below `base` that the filter `text` is true of.
 
         Raises DirectoryUnavailable.
         """
-        return self._search(base, text, attributes, limit=limit, base_only=base_only)[0]
+        return self._search(base, text, attributes, limit=limit)[0]
+
+    def names(self, dn: str, attributes: Sequence[str]) -> frozenset[str] | None:
+        """Return which of `attributes` the entry `dn` has, in lower case; None where there is none or it is not shown.
+
+        Raises DirectoryUnavailable.
+        """
+        found = self._search(dn, "(objectClass=*)", attributes, limit=1, names_of_base=True)[0]
+        return frozenset(found.entries[0].values) if found.entries else None
 
     def pages(self, base: str, text: str, attributes: Sequence[str]) -> Iterator[Found]:
         """Return all entries below `base`, a page at a time. Raises DirectoryUnavailable."""
@@ -224,16 +232,23 @@ class LdapConnection:
         attributes: Sequence[str],
         *,
         limit: int = 0,
-        base_only: bool = False,
+        names_of_base: bool = False,
         page: int | None = None,
         cookie: bytes | None = None,
     ) -> tuple[Found, bytes | None]:
         connection = self._connection
         with self._operation("search in"):
             connection.search(
-                base, text, ldap3.BASE if base_only else ldap3.SUBTREE, attributes=list(attributes), size_limit=limit,
-                time_limit=max(1, int(self._settings.timeout)), paged_size=page, paged_cookie=cookie,
-            )  # fmt: skip
+                base,
+                text,
+                ldap3.BASE if names_of_base else ldap3.SUBTREE,
+                attributes=list(attributes),
+                size_limit=limit,
+                time_limit=max(1, int(self._settings.timeout)),
+                types_only=names_of_base,
+                paged_size=page,
+                paged_cookie=cookie,
+            )
             result, responses = connection.result, connection.response or []
             entries = tuple(_entry(each) for each in responses if each["type"] == "searchResEntry")
             continued = [uri for each in responses if each["type"] == "searchResRef" for uri in each["uri"]]
@@ -286,7 +301,7 @@ def escaped(value: str) -> str:
 
 
 def _entry(response: Any) -> Entry:
-    values = {name.lower(): tuple(map(bytes, each)) for name, each in response["raw_attributes"].items()}
+    values = {name.lower(): tuple(map(bytes, each or ())) for name, each in response["raw_attributes"].items()}
     return Entry(str(response["dn"]), values)
 
 
