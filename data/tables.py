@@ -382,12 +382,50 @@ class ServiceKey(Base):
     approval_id: Mapped[int | None] = mapped_column(ForeignKey("servicekeyapproval.id"), index=True)
 
 
-ENUMERATED: dict[type[Visibility | RepositoryKind | TagKind | MediaType | Role | TeamRole], tuple[str, ...]] = {
+class LoginService(Base):
+    """Where users may come from who have no password here: `ldap`, `jwtauthn`, `oidc` and others."""
+
+    __tablename__ = "loginservice"
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+class FederatedLogin(Base):
+    """Who a user is elsewhere: `service_ident` is what that service calls them."""
+
+    __tablename__ = "federatedlogin"
+    __table_args__ = (
+        Index("federatedlogin_service_id_service_ident", "service_id", "service_ident", unique=True),
+        Index("federatedlogin_service_id_user_id", "service_id", "user_id", unique=True),
+    )
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id"), index=True)
+    service_id: Mapped[int] = mapped_column(ForeignKey("loginservice.id"), index=True)
+    service_ident: Mapped[str]
+    metadata_json: Mapped[str] = mapped_column(Text, default="{}")
+
+
+class TeamSync(Base):
+    """A team whose members are those of a group elsewhere. `config` is JSON, in a text that is JSON itself.
+
+    `transaction_id` changes whenever the team is brought in line, and `last_updated` is when that was last.
+    """
+
+    __tablename__ = "teamsync"
+    team_id: Mapped[int] = mapped_column(ForeignKey("team.id"), unique=True)
+    transaction_id: Mapped[str]
+    last_updated: Mapped[datetime | None] = mapped_column(index=True)
+    service_id: Mapped[int] = mapped_column(ForeignKey("loginservice.id"), index=True)
+    config: Mapped[str] = mapped_column(Text)
+
+
+ENUMERATED: dict[
+    type[Visibility | RepositoryKind | TagKind | MediaType | Role | TeamRole | LoginService], tuple[str, ...]
+] = {
     Visibility: ("public", "private"),
     RepositoryKind: ("image", "application"),
     TagKind: ("tag",),
     Role: ("admin", "write", "read"),
     TeamRole: ("admin", "creator", "member"),
+    LoginService: ("google", "github", "quayrobot", "ldap", "jwtauthn", "keystone", "dex", "oidc"),
     MediaType: (MANIFEST_V1, MANIFEST_V1_SIGNED, MANIFEST_V2, LIST_V2, MANIFEST_OCI, INDEX_OCI),
 }
 """The rows that every registry has."""

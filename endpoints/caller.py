@@ -53,7 +53,8 @@ class Caller:
 def caller() -> Caller:
     """Return who sends the request that is being answered.
 
-    Raises CredentialsRefused, CredentialsUnusable, TokenRefused, TokensUnavailable, RegistryUnavailable.
+    Raises CredentialsRefused, CredentialsUnusable, TokenRefused, TokensUnavailable, RegistryUnavailable,
+    DirectoryUnavailable.
     """
     known: Caller | None = request.environ.get(_CALLER)
     if known is None:
