@@ -62,8 +62,11 @@ def create_app(configuration: Mapping[str, Any] | None = None) -> "Flask":
     Raises ConfigurationUnreadable and InvalidSetting.
     """
     from endpoints.service import make_service
+    from endpoints.startup import warn_of_configuration
 
-    return make_service(read_configuration() if configuration is None else configuration)
+    configuration = read_configuration() if configuration is None else configuration
+    warn_of_configuration(configuration)
+    return make_service(configuration)
 
 
 def main() -> None:

@@ -139,12 +139,21 @@ class SqlAccounts:
         superusers_full_access: bool = True,
         app_specific_tokens: bool = True,
         passwords: Passwords | None = None,
+        superusers_enabled: bool = True,
+        readonly_superusers: frozenset[str] = frozenset(),
+        robots_allowed: frozenset[str] | None = None,
     ) -> None:
-        """Where `secrets` gives none, no robot and no app-specific token comes in. `own_engine` has verbs_superuser."""
+        """Where `secrets` gives none, no robot and no app-specific token comes in. `own_engine` has verbs_superuser.
+
+        Of `readonly_superusers` each may read everything, and is no superuser. Only those of `robots_allowed` come in,
+        and every robot where it is None.
+        """
         self._engine, self._own_engine, self._logins = engine, own_engine, logins
         self._secrets = secrets
         self._superusers, self._superusers_full_access = superusers, superusers_full_access
         self._app_specific_tokens = app_specific_tokens
+        self._superusers_enabled, self._readonly_superusers = superusers_enabled, readonly_superusers
+        self._robots_allowed = robots_allowed
         self._passwords = Passwords() if passwords is None else passwords
         self._told = False
         self._turns = tuple(threading.Lock() for _ in range(_TURNS))
@@ -204,6 +213,8 @@ class SqlAccounts:
         raise CredentialsRefused(_REFUSED)
 
     def _by_token(self, username: str, owner: str, password: str) -> Account:
+        if not self._lets_in(username):
+            raise CredentialsRefused("robots are not let in here")
         owning = aliased(User)
         query = (
             select(User.id, User.enabled, owning.enabled, RobotAccountToken.token)
@@ -219,6 +230,9 @@ class SqlAccounts:
         if not (enabled and owner_enabled):
             raise AccountDisabled(f"the robot {username} is disabled, or its owner is")
         return self._account(number, username, robot=True)
+
+    def _lets_in(self, robot: str) -> bool:
+        return self._robots_allowed is None or robot in self._robots_allowed
 
     def _by_app_token(self, password: str) -> Account:
         name, secret = password[:_TOKEN_NAME], password[_TOKEN_NAME:]
@@ -266,6 +280,8 @@ class SqlAccounts:
         )
         owner = robot_owner(name)
         if owner is not None:
+            if not self._lets_in(name):
+                return None
             owning = aliased(User)
             query = query.where(
                 exists(
@@ -282,6 +298,9 @@ class SqlAccounts:
         return Account(number, name, robot, superuser=not robot and self._is_superuser(name))
 
     def _is_superuser(self, name: str) -> bool:
+        # quay/quay, auth/permissions.py: who is in both lists only reads.
+        if not self._superusers_enabled or name in self._readonly_superusers:
+            return False
         if name in self._superusers:
             return True
         query = select(SuperuserRow.username).where(SuperuserRow.username == name)
@@ -314,6 +333,8 @@ class SqlAccounts:
         everywhere = select(literal(Role.ADMIN.word)).where(_in_team(account, namespace, "admin"))
         with reached(self._engine) as connection:
             words = set(connection.scalars(union_all(permitted, everywhere)))
+        if account.name in self._readonly_superusers:
+            words.add(Role.READ.word)
         return max((role for role in Role if role.word in words), default=None)
 
     def may_create(self, account: Account, namespace: str) -> bool:

@@ -262,8 +262,10 @@ def worker(read: ReadConfiguration, processes: int | None) -> None:
     """
     from endpoints.priming import check_rules, check_writable
     from endpoints.services import operators_services
+    from endpoints.startup import warn_of_configuration
 
     configuration = dict(read())
+    warn_of_configuration(configuration)
     services = operators_services(configuration)
     check_writable(services)
     check_rules(services.settings.prime, services.formatters)

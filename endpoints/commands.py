@@ -71,8 +71,10 @@ def serve(read: ReadConfiguration, host: str, port: int, workers: int | None) ->
     """Serve derived images over HTTP."""
     from endpoints.server import Server
     from endpoints.service import make_service
+    from endpoints.startup import warn_of_configuration
 
     configuration = read()
+    warn_of_configuration(configuration)
     make_service(configuration)  # what is wrong with the settings is told once, here, and not by every worker
     workers = min(max(os.cpu_count() or 1, _WORKERS.start), _WORKERS.stop - 1) if workers is None else workers
     Server(

@@ -96,7 +96,7 @@ def make_services(
     a fork.
     """
     given = engine
-    engine = make_engine(settings.db_uri) if given is None else given
+    engine = make_engine(settings.db_uri, settings.db_arguments) if given is None else given
     if given is None and settings.own_registry:
         create_tables(engine)
     own_engine = engine if settings.own_db_uri == settings.db_uri else make_engine(settings.own_db_uri)
@@ -133,6 +133,9 @@ def make_services(
             superusers=settings.superusers,
             superusers_full_access=settings.superusers_full_access,
             app_specific_tokens=settings.app_specific_tokens,
+            superusers_enabled=settings.superusers_enabled,
+            readonly_superusers=settings.readonly_superusers,
+            robots_allowed=settings.robots_allowed,
         ),
         administration=Administration(
             engine,

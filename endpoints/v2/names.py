@@ -140,7 +140,8 @@ def reader() -> Reader:
     account = caller().account
     if account is None:
         return Reader()
-    everything = account.superuser and ours.settings.superusers_full_access
+    settings = ours.settings
+    everything = (account.superuser and settings.superusers_full_access) or account.name in settings.readonly_superusers
     return Reader(account.id, robot=account.robot, everything=everything)
 
 
@@ -151,6 +152,8 @@ def check_pushes() -> None:
         raise PushesRefused("this registry is only read here: it is kept by another service (VERBS_REGISTRY)")
     if settings.readonly:
         raise PushesRefused("this registry is read-only (REGISTRY_STATE)")
+    if not settings.pushes:
+        raise PushesRefused("pushes to this registry are turned off (DISABLE_PUSHES)")
 
 
 def want(scope: str) -> None:
