@@ -10,10 +10,12 @@ quay/quay, data/database.py (`_db_from_url`) and config-tool/pkg/lib/fieldgroups
 the same words to libpq ("Parameter Key Words" in PostgreSQL's manual); PyMySQL, `pymysql.connections.Connection`.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from util.problem import Problem
 
@@ -85,6 +87,29 @@ _MYSQL = _MYSQL_NUMBERS | {
     "use_unicode",
     "user",
 }
+
+
+def shown(uri: str) -> str:
+    """Return where a database is, without who logs in and by what: a file, or a host with port and name."""
+    file = sqlite_file(uri)
+    if file is not None:
+        return os.path.abspath(file)
+    try:
+        url = make_url(uri)
+    except (ArgumentError, ValueError):
+        return "a URL that is none"
+    return f"{url.host or 'localhost'}{'' if url.port is None else f':{url.port}'}/{url.database or ''}"
+
+
+def sqlite_file(uri: str) -> str | None:
+    """Return the file of an SQLite database; None of another, and of one in memory."""
+    try:
+        url = make_url(uri)
+    except (ArgumentError, ValueError):
+        return None
+    if url.drivername.partition("+")[0] != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return None if str(url.database).startswith("file:") else url.database
 
 
 def driver_arguments(url: URL, arguments: Mapping[str, Any]) -> dict[str, Any]:

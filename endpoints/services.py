@@ -22,7 +22,8 @@ from data.owntables import DatabaseUnavailable, upgrade, upgrading
 from data.packedlayers import PackedLayers
 from data.pushedblobs import PushedBlobs
 from data.pushedmanifests import PushedManifests
-from data.registry import Registry, SqlRegistry
+from data.registry import Registry, RegistryUnavailable, SqlRegistry
+from data.schemacheck import all_columns, check_schema, columns_read
 from data.secretbox import SecretBox, Secrets
 from data.signatures import Signatures
 from data.storage.base import Storage
@@ -97,8 +98,10 @@ def make_services(
     """
     given = engine
     engine = make_engine(settings.db_uri, settings.db_arguments) if given is None else given
-    if given is None and settings.own_registry:
-        create_tables(engine)
+    if given is None:
+        if settings.own_registry:
+            create_tables(engine)
+        _check_schema(engine, settings)
     own_engine = engine if settings.own_db_uri == settings.db_uri else make_engine(settings.own_db_uri)
     if not settings.readonly:
         _upgrade(own_engine)
@@ -129,7 +132,7 @@ def make_services(
             engine,
             own_engine,
             Logins(own_engine, counts=not settings.readonly),
-            secrets=_secrets(settings, make=False),
+            secrets=secrets_of(settings, make=False),
             superusers=settings.superusers,
             superusers_full_access=settings.superusers_full_access,
             app_specific_tokens=settings.app_specific_tokens,
@@ -140,7 +143,7 @@ def make_services(
         administration=Administration(
             engine,
             own_engine,
-            _secrets(settings, make=True),
+            secrets_of(settings, make=True),
             ours=settings.own_registry,
             readonly=settings.readonly,
         ),
@@ -158,7 +161,7 @@ def operators_services(configuration: Mapping[str, Any]) -> Services:
     return make_services(Settings.parse(configuration), permission=everything)
 
 
-def _secrets(settings: Settings, *, make: bool) -> Secrets:
+def secrets_of(settings: Settings, *, make: bool) -> Secrets:
     """Return what gives the box of robots' tokens: its key is set, or kept in a file, which `make` may make."""
     kept = kept_secret if make and not settings.readonly else secret_there
     key = settings.database_secret_key
@@ -172,6 +175,13 @@ def _secrets(settings: Settings, *, make: bool) -> Secrets:
         return known[0] if known else None
 
     return box
+
+
+def _check_schema(engine: Engine, settings: Settings) -> None:
+    try:
+        check_schema(engine, all_columns() if settings.own_registry else columns_read())
+    except RegistryUnavailable as problem:
+        log.warning("nothing of the registry is known until its database can be used: %s", problem)
 
 
 def _upgrade(engine: Engine) -> None:
