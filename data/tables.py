@@ -15,6 +15,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from util.oci import INDEX_OCI, LIST_V2, MANIFEST_OCI, MANIFEST_V1, MANIFEST_V1_SIGNED, MANIFEST_V2
 
+NORMAL = 0
+"""The `state` of a repository that may be changed. One that is read-only (1) or a mirror (2, 4) may only be read."""
+
 MARKED_FOR_DELETION = 3
 """The `state` of a repository that is on its way out and must not be seen."""
 
@@ -175,7 +178,11 @@ class Tag(Base):
 
 
 class ImageStorage(Base):
-    """A blob. `content_checksum` is its digest; with `cas_path` its place follows from that, else from `uuid`."""
+    """A blob. `content_checksum` is its digest; with `cas_path` its place follows from that, else from `uuid`.
+
+    `uploading` says nothing: Quay's uploads leave it at its default of true, and old rows have false or null there.
+    Whether the bytes are there is said by the placements.
+    """
 
     __tablename__ = "imagestorage"
     uuid: Mapped[str] = mapped_column(unique=True, default=_uuid)
@@ -221,6 +228,19 @@ class ImageStoragePlacement(Base):
     __table_args__ = (Index("imagestorageplacement_storage_id_location_id", "storage_id", "location_id", unique=True),)
     storage_id: Mapped[int] = mapped_column(ForeignKey("imagestorage.id"))
     location_id: Mapped[int] = mapped_column(ForeignKey("imagestoragelocation.id"), index=True)
+
+
+class ProxyCacheConfig(Base):
+    """The upstream registry, e.g. `docker.io` or `quay.io/acme`, of an organization that is a cache of it."""
+
+    __tablename__ = "proxycacheconfig"
+    organization_id: Mapped[int] = mapped_column(ForeignKey("user.id"), index=True)
+    creation_date: Mapped[datetime] = mapped_column(default=now_utc)
+    upstream_registry: Mapped[str]
+    upstream_registry_username: Mapped[str | None]
+    upstream_registry_password: Mapped[str | None]
+    expiration_s: Mapped[int] = mapped_column(default=86400)
+    insecure: Mapped[bool] = mapped_column(default=False)
 
 
 # --- Accounts ---------------------------------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ QUAY = {
     "imagestoragelocation": "id name",
     "imagestorageplacement": "id storage_id location_id",
     "uploadedblob": "id repository_id blob_id uploaded_at expires_at",
+    "proxycacheconfig": "id organization_id creation_date upstream_registry upstream_registry_username? "
+    "upstream_registry_password? expiration_s insecure",
     "teamrole": "id name",
     "team": "id name organization_id role_id description",
     "teammember": "id user_id team_id",
@@ -73,6 +75,7 @@ UNIQUE: dict[str, list[tuple[str, ...]]] = {
     "imagestoragelocation": [("name",)],
     "imagestorageplacement": [("storage_id", "location_id")],
     "uploadedblob": [],
+    "proxycacheconfig": [],
     "teamrole": [],
     "team": [("name", "organization_id")],
     "teammember": [("user_id", "team_id")],

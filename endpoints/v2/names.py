@@ -109,6 +109,8 @@ def writable(
         _make(repository)
         info = _found(repository, action)  # another may have made it just then, and it is theirs
     check_pushes()
+    if info.frozen:
+        raise PushesRefused(f"{repository} is read-only or a mirror: it can be pulled from, and not be changed")
     return repository, info
 
 
