@@ -114,10 +114,12 @@ READ: Mapping[str, Mapping[str, str]] = {
         "role_id": "read, write or admin",
     },
     "robotaccounttoken": {
+        "id": _ID,
         "robot_account_id": "the robot; one row each",
         "token": "encrypted under DATABASE_SECRET_KEY; replaced when the token is renewed",
     },
     "appspecificauthtoken": {
+        "id": _ID,
         "user_id": "whose token it is",
         "token_name": "the first 60 characters of the token",
         "token_secret": "the others, encrypted under DATABASE_SECRET_KEY",
