@@ -94,7 +94,7 @@ class LdapDirectory:
     def _bound(self, entry: Entry, password: str) -> Identity | Refusal:
         identity = self._identity(entry)
         if isinstance(identity, Refusal):
-            log.warning("%s is refused: %s", entry.dn, identity.reason)
+            log.warning("%r is refused: %s", entry.dn, identity.reason)
             return identity
         connection = self._connections.fresh()
         try:
@@ -156,7 +156,7 @@ class LdapDirectory:
                 for entry in page.entries:
                     identity = self._identity(entry)
                     if isinstance(identity, Refusal):
-                        log.warning("%s is passed over in the group %s: %s", entry.dn, dn, identity.reason)
+                        log.warning("%r is passed over in the group %s: %s", entry.dn, dn, identity.reason)
                     else:
                         found.setdefault(identity.identifier, identity)
         if not found and named:
