@@ -123,9 +123,7 @@ class FederatedUsers:
         if not self._ours:
             raise self._refusal(identifier, "there is no account in Quay yet; log in to Quay once first")
         if not always and not self._creates:
-            raise self._refusal(
-                identifier, "FEATURE_USER_CREATION (or FEATURE_INVITE_ONLY_…) rules out new users"
-            )
+            raise self._refusal(identifier, "FEATURE_USER_CREATION (or FEATURE_INVITE_ONLY_…) rules out new users")
         email = identity.email if identity.email and _is_email(identity.email) else None
         if not always and email is not None and self._is_refused(email):
             raise self._refusal(identifier, f"BLACKLISTED_EMAIL_DOMAINS rules out {email}")
