@@ -650,6 +650,8 @@ def test_what_is_not_there_is_named(small: Office) -> None:
 # --- Registries that are not ours -------------------------------------------------------------------------------------
 
 
+NOWHERE = make_engine("sqlite://")
+FEDERATED = FederatedUsers(NOWHERE, NOWHERE, "ldap")
 SYNCED = SyncedTeam(1, 1, "acme", "devs", "cn=devs", "")
 CHANGES: dict[str, Callable[[Administration], object]] = {
     "create_user": lambda each: each.create_user("carol", PASSWORD),
