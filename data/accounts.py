@@ -77,14 +77,62 @@ class Role(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Scopes:
+    """What an OAuth token was given for, in Quay's words, e.g. `repo:read`; words that are unknown give nothing.
+
+    quay/quay, auth/scopes.py and auth/permissions.py.
+    """
+
+    words: frozenset[str]
+
+    @classmethod
+    def parse(cls, text: str) -> "Scopes":
+        """Return the scopes in `text`, which are separated by spaces or commas."""
+        return cls(frozenset(text.replace(",", " ").split()))
+
+    @property
+    def role(self) -> Role | None:
+        """The highest role that they allow in a repository; None if they allow none."""
+        return max((role for word, role in _SCOPE_ROLES.items() if word in self.words), default=None)
+
+    @property
+    def creates(self) -> bool:
+        """Whether they allow to make repositories."""
+        return not self.words.isdisjoint(("repo:create", "org:admin"))
+
+    @property
+    def superuser(self) -> bool:
+        """Whether a superuser is one by them, too."""
+        return "super:user" in self.words
+
+
+_SCOPE_ROLES = {"repo:read": Role.READ, "repo:write": Role.WRITE, "repo:admin": Role.ADMIN}
+
+
+@dataclass(frozen=True, slots=True)
+class Delegate:
+    """The one repository that an access token is good for, and the role that it has there."""
+
+    namespace: str
+    repository: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
-    """A user or a robot that is enabled. `superuser`: may do what is everybody's, also where it is not theirs."""
+    """A user or a robot that is enabled. `superuser`: may do what is everybody's, also where it is not theirs.
+
+    `scopes` are those of the OAuth token by which the user came, None for one who may do all that is theirs. With a
+    `delegate` it is no user but an access token, whose id is below zero.
+    """
 
     id: int
     name: str
     robot: bool
     superuser: bool
     reads_everything: bool = False
+    scopes: Scopes | None = None
+    delegate: Delegate | None = None
 
 
 class CredentialsRefused(Problem):

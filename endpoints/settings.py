@@ -91,6 +91,9 @@ class Settings:
     superusers: frozenset[str] = frozenset()
     superusers_full_access: bool = True
     app_specific_tokens: bool = True
+    require_encrypted_passwords: bool = False
+    service_key_service: str = "quay"
+    signed_seconds: int = 3660
     private_on_push: bool = True
     library_namespace: str | None = "library"
     max_layer: int | None = None
@@ -241,6 +244,9 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "SUPER_USERS": _usernames,
     "FEATURE_SUPERUSERS_FULL_ACCESS": _flag,
     "FEATURE_APP_SPECIFIC_TOKENS": _flag,
+    "FEATURE_REQUIRE_ENCRYPTED_BASIC_AUTH": _flag,
+    "INSTANCE_SERVICE_KEY_SERVICE": _text,
+    "REGISTRY_JWT_AUTH_MAX_FRESH_S": _count,
     "CREATE_PRIVATE_REPO_ON_PUSH": _flag,
     "FEATURE_LIBRARY_SUPPORT": _flag,
     "LIBRARY_NAMESPACE": _text,
@@ -301,6 +307,9 @@ _PLAIN = {
     "DATABASE_SECRET_KEY": "database_secret_key",
     "SUPER_USERS": "superusers",
     "FEATURE_APP_SPECIFIC_TOKENS": "app_specific_tokens",
+    "FEATURE_REQUIRE_ENCRYPTED_BASIC_AUTH": "require_encrypted_passwords",
+    "INSTANCE_SERVICE_KEY_SERVICE": "service_key_service",
+    "REGISTRY_JWT_AUTH_MAX_FRESH_S": "signed_seconds",
     "CREATE_PRIVATE_REPO_ON_PUSH": "private_on_push",
     "MAXIMUM_LAYER_SIZE": "max_layer",
     "VERBS_URL_SECONDS": "url_seconds",

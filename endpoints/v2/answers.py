@@ -73,6 +73,7 @@ _ANSWERS: tuple[tuple[type[Problem], HTTPStatus], ...] = (
 )
 _CODE_OF = {
     "TAG_UNKNOWN": "MANIFEST_UNKNOWN",
+    "MANIFEST_NOT_FETCHED": "MANIFEST_UNKNOWN",
     "NAMESPACE_DISABLED": "DENIED",
     "DIGEST_MISMATCH": "DIGEST_INVALID",
     "MANIFEST_TYPE_UNSUPPORTED": "MANIFEST_INVALID",  # on which clients try another type
