@@ -14,13 +14,17 @@ from flask import Flask
 from sqlalchemy import update
 from werkzeug.test import TestResponse
 
-from data.tables import FederatedLogin, LoginService, User
+from data.database import make_engine
+from data.tables import FederatedLogin, LoginService, Team, TeamMember, TeamSync, User
 from endpoints.settings import InvalidSetting
+from endpoints.verbs import EXTENSION
+from test.databases import KINDS
 from test.images import Image, Layer
 from test.jwtservice import jwt_service
 from test.layers import file
 from test.people import PASSWORD, ROBOT_TOKEN, SECRET, People, quick_hash
 from test.place import Place
+from test.quayside import quay
 from test.server import curl, served
 from test.slapd import ADMIN_PASSWORD, Person, Slapd, slapd
 from test.waiting import eventually
@@ -134,6 +138,35 @@ def test_beside_a_quay_only_who_has_been_there_comes_in(
     assert refused.status_code == 401
     assert "log in to Quay once first" in refused.get_json()["errors"][0]["message"]
     assert "'bob' of ldap is refused: there is no account in Quay yet; log in to Quay once first" in caplog.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_users_of_a_real_quay_s_directory_come_in_and_nothing_of_quay_s_is_changed(tmp_path: Path, kind: str) -> None:
+    """Its erin came from LDAP; a team is synced as quay/quay does that, data/model/team.py (set_team_syncing)."""
+    erin = Person("erin", "erin's own", "erin@new.example.com", more={"title": "boss"})
+    with slapd(tmp_path / "slapd", erin, BOB) as directory, quay(kind, tmp_path, **directory.configuration) as there:
+        people = People(make_engine(there.uri))
+        team = people.find(Team, name="devs")
+        config = json.dumps(json.dumps({"group_dn": "cn=devs,ou=groups"}))
+        service = people.find(LoginService, name="ldap")
+        people.add(TeamSync, team_id=team, transaction_id="", service_id=service, config=config)
+        people.add(TeamMember, team_id=team, user_id=people.find(User, username="erin"))
+        people.engine.dispose()
+        before = there.rows()
+        door = Door(Place(there.folder, {**there.configuration, "LDAP_SUPERUSER_FILTER": "(title=boss)"}))
+        assert door.status("/v2/", "erin", "erin's own") == 200
+        assert door.status("/v2/", "erin@new.example.com", "erin's own") == 200
+        assert door.status("/v2/acme/app/manifests/v1", "erin", "erin's own") == 200  # by the synced team
+        assert door.status("/api/v1/jobs", "erin", "erin's own") == 200
+        assert door.status("/v2/", "bob", "bob's own") == 401  # Quay's bob is not the directory's
+        assert door.status("/v2/", "alice", there.password("alice")) == 401
+        assert door.status("/v2/", "acme+deploy", there.password("acme+deploy")) == 200
+        assert door.status("/v2/", "$app", there.facts["app_token_of_alice"]) == 200
+        directory.stop()
+        assert door.status("/v2/", "erin", "erin's own") == 503
+        assert door.status("/v2/", "$app", there.facts["app_token_of_alice"]) == 200
+        assert there.rows() == before
+        door.app.extensions[EXTENSION].engine.dispose()
 
 
 # --- A directory that does not ----------------------------------------------------------------------------------------
