@@ -4,6 +4,8 @@ The law: a password and a robot's token are told to nobody again. A namespace is
 repositories goes only with them, and that must be said. What a deleted name was given is not a later one's.
 """
 
+import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -26,8 +28,11 @@ from data.logins import Logins
 from data.owntables import DatabaseUnavailable, SuperuserRow, changing, database_now_ms, insert_unless_there, reading
 from data.passwords import hashed
 from data.repositories import mark_for_deletion
+from data.robotfederation import CONFIGURATION, ROBOTS, Trusted
 from data.tables import (
     MARKED_FOR_DELETION,
+    FederatedLogin,
+    LoginService,
     Repository,
     RepositoryPermission,
     RobotAccountToken,
@@ -220,6 +225,22 @@ class Namespaces(Administered):
             connection.execute(delete(RobotAccountToken).where(RobotAccountToken.robot_account_id == number))
             _keep_token(connection, number, kept)
         return token
+
+    def federate_robot(self, name: str, trusted: Sequence[Trusted]) -> None:
+        """Have a robot come in by tokens of those who are `trusted`, in the place of whom it trusted before.
+
+        Raises InvalidName, UserNotFound, NotOurRegistry.
+        """
+        check_robot(name)
+        document = json.dumps({CONFIGURATION: [each.document for each in trusted]} if trusted else {})
+        with self._changing() as connection:
+            number = user_id(connection, name)
+            query = select(LoginService.id).where(LoginService.name == ROBOTS)
+            same = {"user_id": number, "service_id": connection.execute(query).scalar_one()}
+            changed = update(FederatedLogin).filter_by(**same).values(metadata_json=document)
+            if connection.execute(changed).rowcount == 0:
+                ident = f"robot:{number}"  # as Quay calls them
+                connection.execute(insert(FederatedLogin).values(**same, service_ident=ident, metadata_json=document))
 
     def _encrypted(self, token: str) -> str:
         box = self._secrets()

@@ -317,6 +317,41 @@ def robot_renew(read: ReadConfiguration, *, name: str) -> None:
     click.echo(_administration(read).renew_robot(name))
 
 
+@robot.command(
+    "federate",
+    epilog=examples(
+        "registry-verbs robot federate acme+ci --issuer https://token.actions.example.com --subject repo:acme/app"
+        " --audience registry.example.com",
+        "registry-verbs robot federate acme+ci --off",
+    ),
+)
+@click.argument("name", metavar="OWNER+NAME")
+@click.option("--issuer", help="The https URL of an OpenID provider whose tokens the robot trusts.")
+@click.option("--subject", help="Whom a token has to be about: its claim `sub`.")
+@click.option("--audience", "audiences", multiple=True, help="Whom a token has to be for; may be repeated.")
+@click.option("--off", is_flag=True, help="Trust nobody any more.")
+@click.pass_obj
+def robot_federate(
+    read: ReadConfiguration,
+    *,
+    name: str,
+    issuer: str | None,
+    subject: str | None,
+    audiences: tuple[str, ...],
+    off: bool,
+) -> None:
+    """Let a robot log in with tokens of an OpenID provider, in the place of whom it trusted before.
+
+    The robot's name and such a token are good at /oauth2/federation/robot/token for a password that lasts an hour.
+    """
+    from data.robotfederation import Trusted
+
+    if off == bool(issuer or subject or audiences) or (not off and not (issuer and subject)):
+        raise click.UsageError("say --issuer and --subject, or --off")
+    trusted = [] if off else [Trusted.checked(issuer or "", subject or "", audiences)]
+    _administration(read).federate_robot(name, trusted)
+
+
 @robot.command("ls", epilog=examples("registry-verbs robot ls", "registry-verbs robot ls acme"))
 @click.argument("owner", required=False)
 @click.pass_obj

@@ -17,6 +17,7 @@ from data.accounts import CredentialsRefused, TooManyLogins
 from data.directories.directory import DirectoryUnavailable
 from data.owntables import DatabaseUnavailable
 from data.registry import RegistryUnavailable
+from data.robotfederation import IssuerUnavailable
 from data.storage.base import StorageUnavailable
 from endpoints import audit
 from endpoints.access import Denied, Unauthenticated
@@ -60,6 +61,7 @@ _STATUS: tuple[tuple[type[Problem], HTTPStatus], ...] = (
     (NothingToSign, HTTPStatus.SERVICE_UNAVAILABLE),
     (StorageUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (DirectoryUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (IssuerUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (DatabaseUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (RegistryUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (Missing, HTTPStatus.NOT_FOUND),

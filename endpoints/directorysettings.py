@@ -40,6 +40,8 @@ class AuthenticationSettings:
     team_syncing: bool = False
     resync_seconds: int = 1800
     sync_seconds: int = 60
+    trusted: tuple[str, ...] = ()
+    """Files, and folders of files, with certificates that are trusted beside the system's own."""
 
 
 def authentication(read: Mapping[str, Any], *, own_registry: bool) -> AuthenticationSettings:
@@ -63,6 +65,7 @@ def authentication(read: Mapping[str, Any], *, own_registry: bool) -> Authentica
         team_syncing=read.get("FEATURE_TEAM_SYNCING", False),
         resync_seconds=read.get("TEAM_RESYNC_STALE_TIME", 1800),
         sync_seconds=read.get("TEAM_SYNC_WORKER_FREQUENCY", 60),
+        trusted=_trusted(beside),
     )
 
 

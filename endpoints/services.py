@@ -7,7 +7,7 @@ handed down; nothing looks for them elsewhere. None of them knows an application
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from data.accounts import Accounts, SqlAccounts
@@ -16,6 +16,7 @@ from data.admintokens import AdminTokens
 from data.database import Engine, create_tables, make_engine
 from data.derivedimages import DerivedImages
 from data.directories.directory import Directory
+from data.directories.trust import client_context
 from data.discovery import Discovery
 from data.encryptedpasswords import EncryptedPasswords
 from data.federated import FederatedUsers
@@ -28,6 +29,7 @@ from data.programlogins import ProgramLogins
 from data.pushedblobs import PushedBlobs
 from data.pushedmanifests import PushedManifests
 from data.registry import Registry, RegistryUnavailable, SqlRegistry
+from data.robotfederation import RobotFederation
 from data.schemacheck import all_columns, check_schema, columns_read
 from data.secretbox import SecretBox, Secrets
 from data.servicekeys import ServiceKeys
@@ -38,6 +40,7 @@ from data.uploads import Uploads
 from data.virtuals import Virtuals
 from endpoints.access import Permission, everything
 from endpoints.directories import directory_of, federated_users, logins_elsewhere, rights_of
+from endpoints.robottokens import SignedRobotTokens
 from endpoints.secretfiles import kept_secret, secret_there
 from endpoints.settings import Settings
 from endpoints.signer import Signer
@@ -80,6 +83,7 @@ class Services:
     discovery: Discovery
     signatures: Signatures
     signer: Signer | None
+    federation: RobotFederation
     directory: Directory | None
     federated: FederatedUsers | None
 
@@ -140,6 +144,7 @@ def make_services(
         superusers_enabled=settings.superusers_enabled,
         robots_allowed=settings.robots_allowed,
     )
+    program_logins = _with_program_logins(settings, engine, accounts)
     pushed_blobs = PushedBlobs(engine, storage, grace_seconds=settings.grace_seconds)
     return Services(
         settings=settings,
@@ -155,7 +160,7 @@ def make_services(
         packed_layers=PackedLayers(own_engine),
         jobs=Jobs(own_engine, heard_seconds=2 * settings.lease_seconds),
         tokens=AdminTokens(own_engine),
-        accounts=_with_program_logins(settings, engine, accounts),
+        accounts=program_logins,
         administration=Administration(
             engine,
             own_engine,
@@ -169,6 +174,9 @@ def make_services(
         discovery=Discovery(engine),
         signatures=Signatures(own_engine),
         signer=None if settings.signing_key is None else Signer(settings.signing_key),
+        federation=RobotFederation(
+            engine, program_logins, cache(partial(client_context, settings.authentication.trusted))
+        ),
         directory=directory,
         federated=federated,
     )
@@ -185,7 +193,7 @@ def _with_program_logins(settings: Settings, engine: Engine, accounts: Accounts)
         accounts,
         engine,
         secrets=secrets_of(settings, make=False),
-        robot_tokens=() if settings.own_registry else (keys,),
+        robot_tokens=(SignedRobotTokens(settings), *(() if settings.own_registry else (keys,))),
         encrypted_passwords=EncryptedPasswords(partial(_secret_key, settings)),
         require_encrypted=settings.require_encrypted_passwords,
     )

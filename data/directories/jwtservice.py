@@ -7,13 +7,10 @@ quay/quay, data/users/externaljwt.py; RFC 7519.
 """
 
 import base64
-import contextlib
-import http.client
 import json
 import logging
-import socket
-import threading
 from collections.abc import Collection
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +28,7 @@ from data.directories.directory import (
     UnusableDirectory,
 )
 from data.directories.trust import client_context
+from data.webrequest import HttpFailed, get
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +49,10 @@ class JwtDirectory:
         """Nothing is connected yet. Raises UnusableDirectory for a key or a certificate that is none."""
         self._settings = settings
         self._key = _public_key(settings.public_key)
-        parts = urlsplit(settings.verify_url)
-        self._host, self._port = parts.hostname or "", parts.port
-        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        context = client_context(settings.trusted)
-        self._context = context if parts.scheme == "https" else None
+        self._context = client_context(settings.trusted)
 
     def __repr__(self) -> str:
-        return f"JwtDirectory({self._host})"
+        return f"JwtDirectory({urlsplit(self._settings.verify_url).hostname})"
 
     def verify(self, username: str, password: str) -> Identity | Refusal:
         if not password:
@@ -72,41 +66,22 @@ class JwtDirectory:
         status, body = self._asked(base64.b64encode(login).decode())
         if status in _REFUSED:
             return Refusal(f"the service answers with {status}")
-        if status != http.HTTPStatus.OK:
+        if status != HTTPStatus.OK:
             raise DirectoryUnavailable(f"{self._settings.verify_url} answers with status {status}")
         return self._identity(self._claims(body), username)
 
     def _asked(self, login: str) -> tuple[int, bytes]:
         settings = self._settings
-        url = settings.verify_url
-        if self._context is None:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=settings.timeout)
-        else:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=settings.timeout, context=self._context
-            )
         try:
-            connection.connect()
-            # A timeout is that of each read, and there may be many: the whole ends when this does.
-            ending = threading.Timer(settings.timeout, _end, args=(connection.sock,))
-            ending.daemon = True
-            ending.start()
-            try:
-                connection.request(
-                    "GET", self._target, headers={"Authorization": f"Basic {login}", "Accept": "application/json"}
-                )
-                with connection.getresponse() as answer:
-                    status, body = answer.status, answer.read(MAX_ANSWER + 1)
-            finally:
-                ending.cancel()
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            said = " ".join(str(error).split())[:300] or type(error).__name__
-            raise DirectoryUnavailable(f"{url} does not answer: {said}") from None
-        finally:
-            connection.close()
-        if len(body) > MAX_ANSWER:
-            raise DirectoryUnavailable(f"{url} answers with more than {MAX_ANSWER} bytes")
-        return status, body
+            return get(
+                settings.verify_url,
+                headers={"Authorization": f"Basic {login}"},
+                seconds=settings.timeout,
+                limit=MAX_ANSWER,
+                context=self._context,
+            )
+        except HttpFailed as error:
+            raise DirectoryUnavailable(str(error)) from None
 
     def _claims(self, body: bytes) -> dict[str, Any]:
         settings = self._settings
@@ -155,11 +130,6 @@ class JwtDirectory:
 
     def members(self, group: str) -> Collection[Identity]:
         raise GroupsUnsupported("a JWT service is not asked for the members of groups")
-
-
-def _end(connected: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connected.shutdown(socket.SHUT_RDWR)
 
 
 def _public_key(path: str) -> RSAPublicKey:
