@@ -165,10 +165,10 @@ _CODES: Mapping[str | int, Why] = {
 
 def _why(error: DBAPIError) -> Why | None:
     original = error.orig
+    code = original.args[0] if original is not None and original.args else None
+    if isinstance(code, int):  # MySQL's states do not tell its errors apart
+        return _CODES.get(code)
     state = getattr(original, "sqlstate", None)
     if state is not None:
         return _CODES.get(state)
-    code = original.args[0] if original is not None and original.args else None
-    if isinstance(code, int):
-        return _CODES.get(code)
     return Why.MISSING if str(code).startswith(("no such table", "no such column")) else None

@@ -350,7 +350,7 @@ def _own_tables(site: Site) -> Iterator[Finding]:
 
 def _makes_file(where: str, file: str) -> Iterator[Finding]:
     folder = _existing(os.path.dirname(os.path.abspath(file)))
-    if os.access(folder, os.W_OK | os.X_OK):
+    if _is_writable(folder):
         yield right("own tables", f"{where} is not there yet, and is made at the first start")
     else:
         yield wrong(
@@ -373,7 +373,9 @@ def _database_secret(site: Site) -> Iterator[Finding]:
         yield right("DATABASE_SECRET_KEY", f"it decrypts the token of {sample.whose}")
     else:
         yield wrong(
-            "DATABASE_SECRET_KEY", secret_problem(sample, given=box is not None), "take it from Quay's config.yaml"
+            "DATABASE_SECRET_KEY",
+            inspection.secret_problem(sample, given=box is not None),
+            "take it from Quay's config.yaml",
         )
 
 
@@ -397,7 +399,7 @@ def _storage(site: Site) -> Iterator[Finding]:
                 subject, f"{driver}: {fact}", "see DISTRIBUTED_STORAGE_CONFIG, and whether the service may read it"
             )
             continue
-        site.usable.add(subject)
+        site.usable.add("storage")
         if name != locations[0]:
             yield right(subject, f"{driver} can be read")
         elif site.settings.readonly:
@@ -466,7 +468,7 @@ def _blobs_in(count: int) -> str:
 
 
 def _blobs(site: Site) -> Iterator[Finding]:
-    if "schema" not in site.usable:
+    if not {"schema", "storage"} <= site.usable:
         return
     sample = inspection.newest_tag(site.engine)
     if sample is None:
@@ -523,13 +525,16 @@ def _broker(site: Site) -> Iterator[Finding]:
     except ImportError:
         yield wrong("broker", "Celery is not installed", "pip install 'registry-verbs[celery]'")
         return
-    options = {"socket_connect_timeout": _CONNECT_SECONDS} if url.scheme.startswith("redis") else {}
+    redis = url.scheme.startswith("redis")
+    names = ("socket_connect_timeout", "socket_timeout") if redis else ("read_timeout", "write_timeout")
+    options = dict.fromkeys(names, _CONNECT_SECONDS)
     try:
         with Connection(  # type: ignore[no-untyped-call]
             site.settings.broker_url, connect_timeout=_CONNECT_SECONDS, transport_options=options
         ) as broker:
             broker.ensure_connection(max_retries=1, timeout=_CONNECT_SECONDS)
-            broker.default_channel.client.ping() if options else broker.default_channel
+            if redis:  # which connects when it is first asked for something
+                broker.default_channel.client.ping()
     except Exception as error:  # noqa: BLE001 each transport has errors of its own
         yield wrong("broker", f"{where} cannot be used: {type(error).__name__}", "see VERBS_BROKER_URL")
         return
@@ -553,7 +558,7 @@ def _folders(site: Site) -> Iterator[Finding]:
     settings = site.settings
     for key, folder in (("VERBS_DATA_DIR", settings.data_dir), ("VERBS_SPOOL_DIR", settings.spool_dir)):
         there = _existing(os.path.abspath(folder))
-        if not os.access(there, os.W_OK | os.X_OK):
+        if not _is_writable(there):
             yield wrong("folders", f"{key}: {there} cannot be written to", "let the service write there")
             continue
         free = shutil.disk_usage(there).free
@@ -610,8 +615,12 @@ def _connecting_advice(said: str) -> str:
     return "see DB_URI, and whether the database is up and can be reached from here"
 
 
+def _is_writable(folder: str) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
 def _existing(folder: str) -> str:
-    """Return the nearest of the folder and what it lies in that is there."""
-    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+    """Return the nearest of the folder and what it lies in that is there, if only as a file."""
+    while not os.path.lexists(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
     return folder
