@@ -41,6 +41,8 @@ def read_configuration(environ: Mapping[str, str] | None = None) -> "Configurati
     configuration.environment = frozenset(key for key in ours.union(Settings.KEYS) if environ.get(key))
     configuration.update({key: environ[key] for key in configuration.environment})
     beside = os.path.dirname(path) if path else ""
+    if path:
+        configuration.setdefault("VERBS_CONFIG_DIR", beside or ".")
     files = {key: configuration[key] for key in Settings.FILES if isinstance(configuration.get(key), str)}
     configuration.update({key: os.path.join(beside, file) for key, file in files.items()})
     return configuration

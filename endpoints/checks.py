@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from data import inspection
 from data.connecting import UnusableDatabase, shown, sqlite_file
 from data.database import Engine, make_engine
+from data.directories.directory import DirectoryUnavailable
 from data.owntables import HEAD, DatabaseUnavailable
 from data.registry import RegistryUnavailable
 from data.schemacheck import Why, advice, all_columns, columns_read, find_lacks
@@ -31,6 +32,7 @@ from data.storage.distributed import DistributedStorage, storage_from_config
 from data.storage.drivers import InvalidStorageConfiguration
 from endpoints import quaykeys
 from endpoints.configuration import Configuration
+from endpoints.directories import directory_of
 from endpoints.secretfiles import SecretFileUnusable
 from endpoints.services import secrets_of
 from endpoints.settings import Replica, Settings
@@ -501,6 +503,23 @@ def _verify(site: Site, blob: inspection.StoredBlob) -> int:
 # --- What else is configured ------------------------------------------------------------------------------------------
 
 
+def _accounts(site: Site) -> Iterator[Finding]:
+    kind = site.settings.authentication.kind
+    directory = directory_of(site.settings)
+    if directory is None:
+        yield right("accounts", "users' passwords are those of the registry's database")
+        return
+    if kind in ("OIDC", "AppToken"):
+        yield right("accounts", f"AUTHENTICATION_TYPE is {kind}: users come with tokens, and no password is right")
+        return
+    try:  # whom nobody can be: that they are refused shows that somebody looked
+        directory.verify(f"registry-verbs-check-{uuid.uuid4().hex}", uuid.uuid4().hex)
+    except DirectoryUnavailable as problem:
+        yield wrong("accounts", f"AUTHENTICATION_TYPE is {kind}: {problem}", f"see the keys that begin with {kind}_")
+        return
+    yield right("accounts", f"AUTHENTICATION_TYPE is {kind}, which answers")
+
+
 def _signing(site: Site) -> Iterator[Finding]:
     if site.settings.signing_key is None:
         yield right("signing", "no key is configured, and nothing is signed")
@@ -592,6 +611,7 @@ CHECKS: Mapping[str, Check] = {
     "storage": _storage,
     "placements": _placements,
     "blobs": _blobs,
+    "accounts": _accounts,
     "signing": _signing,
     "broker": _broker,
     "formats": _formats,

@@ -7,6 +7,7 @@ handed down; nothing looks for them elsewhere. None of them knows an application
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from data.accounts import Accounts, SqlAccounts
@@ -14,26 +15,34 @@ from data.administration import Administration
 from data.admintokens import AdminTokens
 from data.database import Engine, create_tables, make_engine
 from data.derivedimages import DerivedImages
+from data.directories.directory import Directory
 from data.discovery import Discovery
+from data.encryptedpasswords import EncryptedPasswords
+from data.federated import FederatedUsers
 from data.jobs import Jobs
 from data.layerindexes import LayerIndexes
 from data.logins import Logins
 from data.owntables import DatabaseUnavailable, upgrade, upgrading
 from data.packedlayers import PackedLayers
+from data.programlogins import ProgramLogins
 from data.pushedblobs import PushedBlobs
 from data.pushedmanifests import PushedManifests
 from data.registry import Registry, RegistryUnavailable, SqlRegistry
+from data.replicas import Replicas
 from data.schemacheck import all_columns, check_schema, columns_read
 from data.secretbox import SecretBox, Secrets
+from data.servicekeys import ServiceKeys
 from data.signatures import Signatures
 from data.storage.base import Storage
 from data.storage.distributed import DistributedStorage, storage_from_config
 from data.uploads import Uploads
 from data.virtuals import Virtuals
 from endpoints.access import Permission, everything
+from endpoints.directories import directory_of, federated_users, logins_elsewhere, rights_of
 from endpoints.secretfiles import kept_secret, secret_there
 from endpoints.settings import Settings
 from endpoints.signer import Signer
+from endpoints.tokens import SECRET_FILE
 from formats import installed_formatters
 from formats.formatter import Formatter
 from util.layerindex import LayerLimits
@@ -47,7 +56,8 @@ _DATABASE_SECRET = "database-secret-key"  # noqa: S105 the name of its file
 class Services:
     """Everything that is needed to derive an image, and to know what has been derived.
 
-    `engine` leads to the registry's tables, `own_engine` to ours. Without a `signer` nothing is signed.
+    `engine` leads to the registry's tables, `own_engine` to ours. Without a `signer` nothing is signed, and without a
+    `directory` accounts live in the registry's tables alone; `federated` are the users who come from it.
     """
 
     settings: Settings
@@ -71,6 +81,8 @@ class Services:
     discovery: Discovery
     signatures: Signatures
     signer: Signer | None
+    directory: Directory | None
+    federated: FederatedUsers | None
 
     @property
     def limits(self) -> LayerLimits:
@@ -113,11 +125,27 @@ def make_services(
         storage = storage_from_config(settings)
     elif isinstance(storage, Storage):
         storage = DistributedStorage({"default": storage}, ["default"])
+    logins = Logins(own_engine, counts=not settings.readonly)
+    directory = directory_of(settings)
+    federated = federated_users(settings, directory, engine, own_engine)
+    accounts = SqlAccounts(
+        engine,
+        own_engine,
+        logins,
+        secrets=secrets_of(settings, make=False),
+        superusers=settings.superusers,
+        superusers_full_access=settings.superusers_full_access,
+        app_specific_tokens=settings.app_specific_tokens,
+        superusers_enabled=settings.superusers_enabled,
+        robots_allowed=settings.robots_allowed,
+        elsewhere=logins_elsewhere(directory, federated, logins),
+        rights=rights_of(settings, directory, federated),
+    )
     pushed_blobs = PushedBlobs(engine, storage, grace_seconds=settings.grace_seconds)
     return Services(
         settings=settings,
         engine=engine,
-        registry=SqlRegistry(engine),
+        registry=SqlRegistry(engine, Replicas() if given is not None else _replicas(settings)),
         storage=storage,
         indexes=LayerIndexes(storage, limits_of(settings)),
         formatters=installed_formatters(),
@@ -128,18 +156,7 @@ def make_services(
         packed_layers=PackedLayers(own_engine),
         jobs=Jobs(own_engine, heard_seconds=2 * settings.lease_seconds),
         tokens=AdminTokens(own_engine),
-        accounts=SqlAccounts(
-            engine,
-            own_engine,
-            Logins(own_engine, counts=not settings.readonly),
-            secrets=secrets_of(settings, make=False),
-            superusers=settings.superusers,
-            superusers_full_access=settings.superusers_full_access,
-            app_specific_tokens=settings.app_specific_tokens,
-            superusers_enabled=settings.superusers_enabled,
-            readonly_superusers=settings.readonly_superusers,
-            robots_allowed=settings.robots_allowed,
-        ),
+        accounts=_with_program_logins(settings, engine, accounts),
         administration=Administration(
             engine,
             own_engine,
@@ -153,7 +170,30 @@ def make_services(
         discovery=Discovery(engine),
         signatures=Signatures(own_engine),
         signer=None if settings.signing_key is None else Signer(settings.signing_key),
+        directory=directory,
+        federated=federated,
     )
+
+
+def _with_program_logins(settings: Settings, engine: Engine, accounts: Accounts) -> Accounts:
+    keys = ServiceKeys(
+        engine,
+        host=settings.server_hostname,
+        service=settings.service_key_service,
+        max_seconds=settings.signed_seconds,
+    )
+    return ProgramLogins(
+        accounts,
+        engine,
+        secrets=secrets_of(settings, make=False),
+        robot_tokens=() if settings.own_registry else (keys,),
+        encrypted_passwords=EncryptedPasswords(partial(_secret_key, settings)),
+        require_encrypted=settings.require_encrypted_passwords,
+    )
+
+
+def _secret_key(settings: Settings) -> str | None:
+    return settings.secret_key or secret_there(settings.data_dir, SECRET_FILE)
 
 
 def operators_services(configuration: Mapping[str, Any]) -> Services:
@@ -175,6 +215,10 @@ def secrets_of(settings: Settings, *, make: bool) -> Secrets:
         return known[0] if known else None
 
     return box
+
+
+def _replicas(settings: Settings) -> Replicas:
+    return Replicas([make_engine(each.uri, each.arguments) for each in settings.replicas])
 
 
 def _check_schema(engine: Engine, settings: Settings) -> None:

@@ -16,6 +16,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from endpoints import directorysettings
+from endpoints.directorysettings import AuthenticationSettings
 from endpoints.rules import InvalidRequest, Rule
 from endpoints.settingvalues import InvalidSetting
 from endpoints.settingvalues import choice as _choice
@@ -99,10 +101,12 @@ class Settings:
     database_secret_key: str | None = None
     superusers: frozenset[str] = frozenset()
     superusers_enabled: bool = True
-    readonly_superusers: frozenset[str] = frozenset()
     robots_allowed: frozenset[str] | None = None
     superusers_full_access: bool = True
     app_specific_tokens: bool = True
+    require_encrypted_passwords: bool = False
+    service_key_service: str = "quay"
+    signed_seconds: int = 3660
     private_on_push: bool = True
     pushes: bool = True
     public_catalog: bool = True
@@ -115,6 +119,7 @@ class Settings:
     upload_seconds: int = 86400
     pull_seconds: int = 20
     signing_key: SigningKey | None = None
+    authentication: AuthenticationSettings = field(default_factory=AuthenticationSettings)
 
     KEYS: ClassVar[tuple[str, ...]]
     FILES: ClassVar[tuple[str, ...]] = ("GPG2_PRIVATE_KEY_FILENAME", "GPG2_PUBLIC_KEY_FILENAME")
@@ -147,6 +152,7 @@ class Settings:
             own_db_uri=read.get("VERBS_DB_URI", db_uri),
             spool_dir=read.get("VERBS_SPOOL_DIR", str(PurePath(data_dir, "spool"))),
             signing_key=_signing_key(read),
+            authentication=directorysettings.authentication(read, own_registry=own_registry),
             storage_config=MappingProxyType(storages),
             storage_preference=preference,
             **{name: read[key] for key, name in _PLAIN.items() if key in read},
@@ -297,10 +303,12 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "SUPER_USERS": _usernames,
     "FEATURE_SUPER_USERS": _flag,
     "FEATURE_SUPERUSERS_FULL_ACCESS": _flag,
-    "GLOBAL_READONLY_SUPER_USERS": _usernames,
     "ROBOTS_DISALLOW": _flag,
     "ROBOTS_WHITELIST": _robots,
     "FEATURE_APP_SPECIFIC_TOKENS": _flag,
+    "FEATURE_REQUIRE_ENCRYPTED_BASIC_AUTH": _flag,
+    "INSTANCE_SERVICE_KEY_SERVICE": _text,
+    "REGISTRY_JWT_AUTH_MAX_FRESH_S": _count,
     "CREATE_PRIVATE_REPO_ON_PUSH": _flag,
     "DISABLE_PUSHES": _flag,
     "FEATURE_PUBLIC_CATALOG": _flag,
@@ -336,6 +344,7 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "VERBS_AUDIT_LOG": _text,
     "VERBS_ACCEL_REDIRECT": _location,
     "VERBS_PROXIES": _count,
+    **directorysettings.READERS,
 }
 _PLAIN = {
     "SERVER_HOSTNAME": "server_hostname",
@@ -364,9 +373,11 @@ _PLAIN = {
     "DB_CONNECTION_ARGS": "db_arguments",
     "SUPER_USERS": "superusers",
     "FEATURE_SUPER_USERS": "superusers_enabled",
-    "GLOBAL_READONLY_SUPER_USERS": "readonly_superusers",
     "FEATURE_GARBAGE_COLLECTION": "collects_garbage",
     "FEATURE_APP_SPECIFIC_TOKENS": "app_specific_tokens",
+    "FEATURE_REQUIRE_ENCRYPTED_BASIC_AUTH": "require_encrypted_passwords",
+    "INSTANCE_SERVICE_KEY_SERVICE": "service_key_service",
+    "REGISTRY_JWT_AUTH_MAX_FRESH_S": "signed_seconds",
     "CREATE_PRIVATE_REPO_ON_PUSH": "private_on_push",
     "MAXIMUM_LAYER_SIZE": "max_layer",
     "VERBS_URL_SECONDS": "url_seconds",

@@ -88,11 +88,9 @@ def test_of_a_quay_s_registry_nothing_is_warned_of_that_is_about_pushes() -> Non
 @pytest.mark.parametrize(
     ("key", "harmless", "harmful"),
     [
-        ("AUTHENTICATION_TYPE", ["Database"], ["LDAP", "OIDC", 5]),
-        ("FEATURE_REQUIRE_ENCRYPTED_BASIC_AUTH", [False, "false", "no", 0], [True, "true", "True", 1, ["x"]]),
+        ("FEATURE_RATE_LIMITS", [False, "false", "no", 0], [True, "true", "True", 1, ["x"]]),
         ("FEATURE_ADVERTISE_V2", [True, "yes"], [False, "off"]),
         ("FEATURE_PROXY_CACHE", [False], [True]),
-        ("REGISTRY_JWT_AUTH_MAX_FRESH_S", [300, "4000"], [299, "60", "an hour"]),
         ("LOGS_MODEL", ["database"], ["splunk", "elasticsearch"]),
         ("ACCOUNT_RECOVERY_MODE", [False], [True]),
     ],
@@ -106,7 +104,7 @@ def test_a_key_is_warned_of_where_it_restricts_something(key: str, harmless: lis
 @pytest.mark.parametrize(
     ("key", "harmless", "harmful"),
     [
-        ("FEATURE_RESTRICTED_USERS", [False], [True]),
+        ("FEATURE_IMMUTABLE_TAGS", [False], [True]),
         ("DEFAULT_SYSTEM_REJECT_QUOTA_BYTES", [0, "0", False], [1 << 30, "1073741824", "much"]),
         ("FEATURE_GENERAL_OCI_SUPPORT", [True], [False]),
         ("DEFAULT_TAG_EXPIRATION", ["2w"], ["26w"]),
@@ -179,7 +177,7 @@ def test_switches_and_lists_may_be_written_as_texts() -> None:
     )
     assert not settings.superusers_enabled
     assert settings.robots_allowed == frozenset({"acme+mirror"})
-    assert settings.readonly_superusers == {"auditor"}
+    assert settings.authentication.readonly_superusers == {"auditor"}
     assert settings.db_arguments == {"sslmode": "require"}
     assert [replica.uri for replica in settings.replicas] == ["postgresql://r/quay"]
 
