@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data import inspection
-from data.connecting import UnusableDatabase, shown, sqlite_file
+from data.connecting import UnusableDatabase, check_there, shown, sqlite_file
 from data.database import Engine, make_engine
 from data.directories.directory import DirectoryUnavailable
 from data.owntables import HEAD, DatabaseUnavailable
@@ -121,9 +121,7 @@ class Site:
         return self._engine(replica.uri, replica.arguments)
 
     def _engine(self, uri: str, arguments: Mapping[str, Any]) -> Engine:
-        file = sqlite_file(uri)
-        if file is not None and not os.path.exists(file):  # to connect would make it
-            raise UnusableDatabase(f"there is no file {os.path.abspath(file)}")
+        check_there(uri)  # to connect would make it
         engine = make_engine(uri, arguments)
         self._engines.append(engine)
         return engine
