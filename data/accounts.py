@@ -221,8 +221,8 @@ class SqlAccounts:
     ) -> None:
         """With `elsewhere` no password is right that is kept here. `own_engine` has verbs_superuser.
 
-        Where `secrets` gives none, no robot and no app-specific token comes in. Of the robots only those of
-        `robots_allowed` do, and every robot where it is None.
+        Where `secrets` gives none, no robot and no app-specific token comes in. Only those of `robots_allowed` come in,
+        and every robot where it is None.
         """
         self._engine, self._own_engine, self._logins = engine, own_engine, logins
         self._secrets = secrets
@@ -379,11 +379,13 @@ class SqlAccounts:
         if robot:
             return Account(number, name, robot, superuser=False)
         reads = self._rights is not None and self._rights.reads_everything(number, name)
-        # quay/quay, auth/permissions.py: who is in both lists only reads.
-        superuser = self._superusers_enabled and not reads and self._is_superuser(number, name)
-        return Account(number, name, robot, superuser=superuser, reads_everything=reads)
+        # quay/quay, auth/permissions.py: who is both only reads.
+        superuser = not reads and self._is_superuser(number, name)
+        return Account(number, name, robot, superuser, reads_everything=reads)
 
     def _is_superuser(self, number: int, name: str) -> bool:
+        if not self._superusers_enabled:
+            return False
         if name in self._superusers or (self._rights is not None and self._rights.is_superuser(number, name)):
             return True
         query = select(SuperuserRow.username).where(SuperuserRow.username == name)

@@ -112,6 +112,13 @@ def sqlite_file(uri: str) -> str | None:
     return None if str(url.database).startswith("file:") else url.database
 
 
+def check_there(uri: str) -> None:
+    """Raise UnusableDatabase for an SQLite database whose file is not there; of others nothing is looked at."""
+    file = sqlite_file(uri)
+    if file is not None and not os.path.exists(file):
+        raise UnusableDatabase(f"there is no file {os.path.abspath(file)}")
+
+
 def driver_arguments(url: URL, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `arguments` that the driver for `url` is told. Raises UnusableDatabase."""
     backend = url.drivername.partition("+")[0]

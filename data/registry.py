@@ -17,6 +17,7 @@ from sqlalchemy.orm import aliased
 
 from data.database import Engine, UnusableDatabase, writing
 from data.lifetimes import alive, holders, holds, not_ended, reachable
+from data.replicas import Replicas
 from data.tables import (
     MARKED_FOR_DELETION,
     NORMAL,
@@ -222,8 +223,10 @@ def reached(engine: Engine, *, writes: bool = False) -> Iterator[Connection]:
 class SqlRegistry:
     """The registry that a database of Quay's tables describes."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, replicas: Replicas | None = None) -> None:
+        """Without `replicas` everything is read from `engine`."""
         self._engine = engine
+        self.replicas = Replicas() if replicas is None else replicas
 
     def _connected(self) -> AbstractContextManager[Connection]:
         return reached(self._engine)
@@ -268,6 +271,11 @@ class SqlRegistry:
         query = query.join(MediaType, MediaType.id == Manifest.media_type_id)
         if not storable(namespace, repository):
             raise repository_not_found(namespace, repository)
+        if ":" not in reference and storable(reference):
+            # What a tag means may be a moment old; that there is none, or nothing of it yet, may not.
+            followed = self.replicas.find(lambda connection: connection.execute(query).one_or_none())
+            if followed is not None and followed.manifest_bytes:
+                return _tag_manifest(followed)
         with self._connected() as connection:
             row = connection.execute(query).one_or_none() if storable(reference) else None
             if row is None:
@@ -276,8 +284,7 @@ class SqlRegistry:
                 absence = _absence(connection, namespace)
                 raise ManifestNotFetched(f"the manifest {row.digest} of {namespace}/{repository} is empty: {absence}")
         if row is not None:
-            digest, media_type, content, repository_id, tagged_ms = row
-            return TagManifest(Digest.parse(digest), media_type, content.encode(), repository_id, tagged_ms)
+            return _tag_manifest(row)
         if ":" in reference:
             raise ManifestNotFound(f"{namespace}/{repository} has no manifest {reference}")
         raise TagNotFound(f"{namespace}/{repository}", reference, existing)
@@ -431,6 +438,11 @@ class SqlRegistry:
     def last_tag_event(self) -> int:
         with self._connected() as connection:
             return connection.scalar(select(func.max(Tag.id))) or 0
+
+
+def _tag_manifest(row: Any) -> TagManifest:
+    digest, media_type, content, repository_id, tagged_ms = row
+    return TagManifest(Digest.parse(digest), media_type, content.encode(), repository_id, tagged_ms)
 
 
 def content_path(digest: Digest) -> str:

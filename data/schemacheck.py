@@ -13,37 +13,10 @@ from sqlalchemy import Connection, column, false, select, table
 from sqlalchemy.exc import DBAPIError
 
 from data.database import Engine
+from data.quaycolumns import READ
 from data.registry import reached
 from data.tables import Base
 from util.problem import Problem
-
-_WRITTEN = frozenset(
-    {
-        "appspecificauthtoken.created",
-        "appspecificauthtoken.last_accessed",
-        "appspecificauthtoken.title",
-        "imagestorage.uncompressed_size",
-        "manifest.artifact_type_backfilled",
-        "manifest.layers_compressed_size",
-        "manifest.subject_backfilled",
-        "repository.badge_token",
-        "repository.description",
-        "repository.trust_enabled",
-        "robotaccounttoken.fully_migrated",
-        "tag.linked_tag_id",
-        "tag.reversion",
-        "tag.tag_kind_id",
-        "tagkind.id",
-        "tagkind.name",
-        "team.description",
-        "uploadedblob.uploaded_at",
-        "user.creation_date",
-        "user.invoice_email",
-        "user.removed_tag_expiration_s",
-        "user.verified",
-    }
-)
-"""Columns that a registry of our own fills, and that nothing reads."""
 
 
 class Why(Enum):
@@ -96,11 +69,7 @@ def advice(lacks: Collection[Lack]) -> str:
 
 def columns_read() -> dict[str, tuple[str, ...]]:
     """Return the columns that are read of a Quay's tables, by table."""
-    return {
-        found.name: names
-        for found in Base.metadata.sorted_tables
-        if (names := tuple(each.name for each in found.columns if f"{found.name}.{each.name}" not in _WRITTEN))
-    }
+    return {name: tuple(columns) for name, columns in READ.items()}
 
 
 def all_columns() -> dict[str, tuple[str, ...]]:
@@ -165,10 +134,10 @@ _CODES: Mapping[str | int, Why] = {
 
 def _why(error: DBAPIError) -> Why | None:
     original = error.orig
+    code = original.args[0] if original is not None and original.args else None
+    if isinstance(code, int):  # MySQL's states do not tell its errors apart
+        return _CODES.get(code)
     state = getattr(original, "sqlstate", None)
     if state is not None:
         return _CODES.get(state)
-    code = original.args[0] if original is not None and original.args else None
-    if isinstance(code, int):
-        return _CODES.get(code)
     return Why.MISSING if str(code).startswith(("no such table", "no such column")) else None

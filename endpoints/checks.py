@@ -20,8 +20,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data import inspection
-from data.connecting import UnusableDatabase, shown, sqlite_file
+from data.connecting import UnusableDatabase, check_there, shown, sqlite_file
 from data.database import Engine, make_engine
+from data.directories.directory import DirectoryUnavailable
 from data.owntables import HEAD, DatabaseUnavailable
 from data.registry import RegistryUnavailable
 from data.schemacheck import Why, advice, all_columns, columns_read, find_lacks
@@ -31,6 +32,7 @@ from data.storage.distributed import DistributedStorage, storage_from_config
 from data.storage.drivers import InvalidStorageConfiguration
 from endpoints import quaykeys
 from endpoints.configuration import Configuration
+from endpoints.directories import directory_of
 from endpoints.secretfiles import SecretFileUnusable
 from endpoints.services import secrets_of
 from endpoints.settings import Replica, Settings
@@ -119,9 +121,7 @@ class Site:
         return self._engine(replica.uri, replica.arguments)
 
     def _engine(self, uri: str, arguments: Mapping[str, Any]) -> Engine:
-        file = sqlite_file(uri)
-        if file is not None and not os.path.exists(file):  # to connect would make it
-            raise UnusableDatabase(f"there is no file {os.path.abspath(file)}")
+        check_there(uri)  # to connect would make it
         engine = make_engine(uri, arguments)
         self._engines.append(engine)
         return engine
@@ -350,7 +350,7 @@ def _own_tables(site: Site) -> Iterator[Finding]:
 
 def _makes_file(where: str, file: str) -> Iterator[Finding]:
     folder = _existing(os.path.dirname(os.path.abspath(file)))
-    if os.access(folder, os.W_OK | os.X_OK):
+    if _is_writable(folder):
         yield right("own tables", f"{where} is not there yet, and is made at the first start")
     else:
         yield wrong(
@@ -399,7 +399,7 @@ def _storage(site: Site) -> Iterator[Finding]:
                 subject, f"{driver}: {fact}", "see DISTRIBUTED_STORAGE_CONFIG, and whether the service may read it"
             )
             continue
-        site.usable.add(subject)
+        site.usable.add("storage")
         if name != locations[0]:
             yield right(subject, f"{driver} can be read")
         elif site.settings.readonly:
@@ -468,7 +468,7 @@ def _blobs_in(count: int) -> str:
 
 
 def _blobs(site: Site) -> Iterator[Finding]:
-    if "schema" not in site.usable:
+    if not {"schema", "storage"} <= site.usable:
         return
     sample = inspection.newest_tag(site.engine)
     if sample is None:
@@ -501,6 +501,23 @@ def _verify(site: Site, blob: inspection.StoredBlob) -> int:
 # --- What else is configured ------------------------------------------------------------------------------------------
 
 
+def _accounts(site: Site) -> Iterator[Finding]:
+    kind = site.settings.authentication.kind
+    directory = directory_of(site.settings)
+    if directory is None:
+        yield right("accounts", "users' passwords are those of the registry's database")
+        return
+    if kind in ("OIDC", "AppToken"):
+        yield right("accounts", f"AUTHENTICATION_TYPE is {kind}: users come with tokens, and no password is right")
+        return
+    try:  # whom nobody can be: that they are refused shows that somebody looked
+        directory.verify(f"registry-verbs-check-{uuid.uuid4().hex}", uuid.uuid4().hex)
+    except DirectoryUnavailable as problem:
+        yield wrong("accounts", f"AUTHENTICATION_TYPE is {kind}: {problem}", f"see the keys that begin with {kind}_")
+        return
+    yield right("accounts", f"AUTHENTICATION_TYPE is {kind}, which answers")
+
+
 def _signing(site: Site) -> Iterator[Finding]:
     if site.settings.signing_key is None:
         yield right("signing", "no key is configured, and nothing is signed")
@@ -525,13 +542,16 @@ def _broker(site: Site) -> Iterator[Finding]:
     except ImportError:
         yield wrong("broker", "Celery is not installed", "pip install 'registry-verbs[celery]'")
         return
-    options = {"socket_connect_timeout": _CONNECT_SECONDS} if url.scheme.startswith("redis") else {}
+    redis = url.scheme.startswith("redis")
+    names = ("socket_connect_timeout", "socket_timeout") if redis else ("read_timeout", "write_timeout")
+    options = dict.fromkeys(names, _CONNECT_SECONDS)
     try:
         with Connection(  # type: ignore[no-untyped-call]
             site.settings.broker_url, connect_timeout=_CONNECT_SECONDS, transport_options=options
         ) as broker:
             broker.ensure_connection(max_retries=1, timeout=_CONNECT_SECONDS)
-            broker.default_channel.client.ping() if options else broker.default_channel
+            if redis:  # which connects when it is first asked for something
+                broker.default_channel.client.ping()
     except Exception as error:  # noqa: BLE001 each transport has errors of its own
         yield wrong("broker", f"{where} cannot be used: {type(error).__name__}", "see VERBS_BROKER_URL")
         return
@@ -555,7 +575,7 @@ def _folders(site: Site) -> Iterator[Finding]:
     settings = site.settings
     for key, folder in (("VERBS_DATA_DIR", settings.data_dir), ("VERBS_SPOOL_DIR", settings.spool_dir)):
         there = _existing(os.path.abspath(folder))
-        if not os.access(there, os.W_OK | os.X_OK):
+        if not _is_writable(there):
             yield wrong("folders", f"{key}: {there} cannot be written to", "let the service write there")
             continue
         free = shutil.disk_usage(there).free
@@ -589,6 +609,7 @@ CHECKS: Mapping[str, Check] = {
     "storage": _storage,
     "placements": _placements,
     "blobs": _blobs,
+    "accounts": _accounts,
     "signing": _signing,
     "broker": _broker,
     "formats": _formats,
@@ -612,8 +633,12 @@ def _connecting_advice(said: str) -> str:
     return "see DB_URI, and whether the database is up and can be reached from here"
 
 
+def _is_writable(folder: str) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
 def _existing(folder: str) -> str:
-    """Return the nearest of the folder and what it lies in that is there."""
-    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+    """Return the nearest of the folder and what it lies in that is there, if only as a file."""
+    while not os.path.lexists(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
     return folder

@@ -29,6 +29,7 @@ from data.programlogins import ProgramLogins
 from data.pushedblobs import PushedBlobs
 from data.pushedmanifests import PushedManifests
 from data.registry import Registry, RegistryUnavailable, SqlRegistry
+from data.replicas import Replicas
 from data.robotfederation import RobotFederation
 from data.schemacheck import all_columns, check_schema, columns_read
 from data.secretbox import SecretBox, Secrets
@@ -139,17 +140,17 @@ def make_services(
         superusers=settings.superusers,
         superusers_full_access=settings.superusers_full_access,
         app_specific_tokens=settings.app_specific_tokens,
-        elsewhere=logins_elsewhere(directory, federated, logins),
-        rights=rights_of(settings, directory, federated),
         superusers_enabled=settings.superusers_enabled,
         robots_allowed=settings.robots_allowed,
+        elsewhere=logins_elsewhere(directory, federated, logins),
+        rights=rights_of(settings, directory, federated),
     )
     program_logins = _with_program_logins(settings, engine, accounts)
     pushed_blobs = PushedBlobs(engine, storage, grace_seconds=settings.grace_seconds)
     return Services(
         settings=settings,
         engine=engine,
-        registry=SqlRegistry(engine),
+        registry=SqlRegistry(engine, Replicas() if given is not None else _replicas(settings)),
         storage=storage,
         indexes=LayerIndexes(storage, limits_of(settings)),
         formatters=installed_formatters(),
@@ -222,6 +223,10 @@ def secrets_of(settings: Settings, *, make: bool) -> Secrets:
         return known[0] if known else None
 
     return box
+
+
+def _replicas(settings: Settings) -> Replicas:
+    return Replicas([make_engine(each.uri, each.arguments) for each in settings.replicas])
 
 
 def _check_schema(engine: Engine, settings: Settings) -> None:

@@ -88,8 +88,9 @@ def test_of_a_quay_s_registry_nothing_is_warned_of_that_is_about_pushes() -> Non
 @pytest.mark.parametrize(
     ("key", "harmless", "harmful"),
     [
+        ("FEATURE_RATE_LIMITS", [False, "false", "no", 0], [True, "true", "True", 1, ["x"]]),
         ("FEATURE_ADVERTISE_V2", [True, "yes"], [False, "off"]),
-        ("FEATURE_PROXY_CACHE", [False, "false", "no", 0], [True, "true", "True", 1, ["x"]]),
+        ("FEATURE_PROXY_CACHE", [False], [True]),
         ("LOGS_MODEL", ["database"], ["splunk", "elasticsearch"]),
         ("ACCOUNT_RECOVERY_MODE", [False], [True]),
     ],
@@ -103,6 +104,7 @@ def test_a_key_is_warned_of_where_it_restricts_something(key: str, harmless: lis
 @pytest.mark.parametrize(
     ("key", "harmless", "harmful"),
     [
+        ("FEATURE_IMMUTABLE_TAGS", [False], [True]),
         ("DEFAULT_SYSTEM_REJECT_QUOTA_BYTES", [0, "0", False], [1 << 30, "1073741824", "much"]),
         ("FEATURE_GENERAL_OCI_SUPPORT", [True], [False]),
         ("DEFAULT_TAG_EXPIRATION", ["2w"], ["26w"]),

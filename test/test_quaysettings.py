@@ -61,9 +61,8 @@ def test_a_robot_that_is_listed_comes_in_all_the_same(scene: Scene) -> None:
 
 
 def test_a_readonly_superuser_reads_everything_and_writes_nothing(scene: Scene) -> None:
-    accounts = scene.accounts(
-        rights=UserRights(readonly_superusers=frozenset({"auditor"})), superusers=frozenset({"auditor"})
-    )
+    rights = UserRights(readonly_superusers=frozenset({"auditor"}))
+    accounts = scene.accounts(rights=rights, superusers=frozenset({"auditor"}))
     auditor = accounts.authenticate("auditor", PASSWORD)
     assert not auditor.superuser  # though in both lists
     assert accounts.role(auditor, "alice", "app") == Role.READ

@@ -18,7 +18,15 @@ from util.problem import Problem
 
 ROOT = Path(app.__file__).parent
 PACKAGES = ("data", "endpoints", "formats", "util")
-COMMANDS = ("accountcommands", "admincommands", "analysiscommand", "commandline", "commands", "progress")
+COMMANDS = (
+    "accountcommands",
+    "admincommands",
+    "analysiscommand",
+    "checkcommand",
+    "commandline",
+    "commands",
+    "progress",
+)
 INSTALLED = sorted([ROOT / "app.py", *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))])
 TESTS = sorted((ROOT / "test").rglob("*.py"))
 README = (ROOT / "README.md").read_text()
