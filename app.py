@@ -36,6 +36,8 @@ def read_configuration(environ: Mapping[str, str] | None = None) -> dict[str, An
     ours = {key for key in environ if key.startswith("VERBS_") and key != CONFIG_FILE}
     configuration |= {key: environ[key] for key in ours.union(Settings.KEYS) if environ.get(key)}
     beside = os.path.dirname(path) if path else ""
+    if path:
+        configuration.setdefault("VERBS_CONFIG_DIR", beside or ".")
     files = {key: configuration[key] for key in Settings.FILES if isinstance(configuration.get(key), str)}
     return configuration | {key: os.path.join(beside, file) for key, file in files.items()}
 

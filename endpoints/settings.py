@@ -7,7 +7,6 @@ keys of Quay's that mean nothing here are passed over, but an unknown `VERBS_*` 
 """
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +15,26 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from endpoints import directorysettings
+from endpoints.directorysettings import AuthenticationSettings
 from endpoints.rules import InvalidRequest, Rule
-from util.bytesize import parse_bytes
-from util.problem import Problem
+from endpoints.settingvalues import InvalidSetting
+from endpoints.settingvalues import choice as _choice
+from endpoints.settingvalues import count as _count
+from endpoints.settingvalues import count_or_none as _count_or_none
+from endpoints.settingvalues import flag as _flag
+from endpoints.settingvalues import names as _names
+from endpoints.settingvalues import refused as _refused
+from endpoints.settingvalues import secret as _secret
+from endpoints.settingvalues import size as _bytes
+from endpoints.settingvalues import structure as _structure
+from endpoints.settingvalues import text as _text
+from endpoints.settingvalues import usernames as _usernames
+
+__all__ = ["DEFAULT_DATA_DIR", "InvalidSetting", "Location", "Settings", "SigningKey"]
 
 DEFAULT_DATA_DIR = "var"
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?::[0-9]{1,5})?")
-
-
-class InvalidSetting(Problem):
-    """A configuration value that cannot be used, or a key of ours that does not exist."""
-
-    code = "SETTING_INVALID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,9 @@ class Settings:
     superusers: frozenset[str] = frozenset()
     superusers_full_access: bool = True
     app_specific_tokens: bool = True
+    require_encrypted_passwords: bool = False
+    service_key_service: str = "quay"
+    signed_seconds: int = 3660
     private_on_push: bool = True
     library_namespace: str | None = "library"
     max_layer: int | None = None
@@ -93,6 +103,7 @@ class Settings:
     upload_seconds: int = 86400
     pull_seconds: int = 20
     signing_key: SigningKey | None = None
+    authentication: AuthenticationSettings = field(default_factory=AuthenticationSettings)
 
     KEYS: ClassVar[tuple[str, ...]]
     FILES: ClassVar[tuple[str, ...]] = ("GPG2_PRIVATE_KEY_FILENAME", "GPG2_PUBLIC_KEY_FILENAME")
@@ -121,6 +132,7 @@ class Settings:
             own_db_uri=read.get("VERBS_DB_URI", db_uri),
             spool_dir=read.get("VERBS_SPOOL_DIR", str(PurePath(data_dir, "spool"))),
             signing_key=_signing_key(read),
+            authentication=directorysettings.authentication(read, own_registry=own_registry),
             storage_config=MappingProxyType(storages),
             storage_preference=preference,
             **{name: read[key] for key, name in _PLAIN.items() if key in read},
@@ -154,16 +166,6 @@ def _signing_key(read: Mapping[str, Any]) -> SigningKey | None:
     return SigningKey(read["GPG2_PRIVATE_KEY_NAME"], *(read[key] for key in Settings.FILES))
 
 
-def _refused(key: str, value: object, allowed: str) -> InvalidSetting:
-    return InvalidSetting(f"{key} is {value!r}; allowed: {allowed}")
-
-
-def _text(key: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise _refused(key, value, "a text that is not empty")
-    return value.strip()
-
-
 def _host(key: str, value: object) -> str:
     if not isinstance(value, str) or not _HOST.fullmatch(value):
         raise _refused(key, value, "a host name, with a port or without, and no scheme, e.g. registry.example.com")
@@ -180,57 +182,6 @@ def _location(key: str, value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"/(?:[A-Za-z0-9._~-]+/)+", value):
         raise _refused(key, value, "the path of an internal location of nginx, e.g. /internal/")
     return value
-
-
-def _choice(*allowed: str) -> Callable[[str, object], str]:
-    def read(key: str, value: object) -> str:
-        if value not in allowed:
-            raise _refused(key, value, " or ".join(allowed))
-        return str(value)
-
-    return read
-
-
-def _flag(key: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    known = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    if isinstance(value, (str, int)) and str(value).strip().lower() in known:
-        return known[str(value).strip().lower()]
-    raise _refused(key, value, "true or false")
-
-
-def _count(key: str, value: object) -> int:
-    text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise _refused(key, value, "a whole number above zero")
-    return int(text)
-
-
-def _count_or_none(key: str, value: object) -> int:
-    """Return a number, or the zero that turns off what it is for."""
-    text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    if not text.isascii() or not text.isdigit():
-        raise _refused(key, value, "a whole number; 0 turns it off")
-    return int(text)
-
-
-def _bytes(key: str, value: object) -> int:
-    text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    size = parse_bytes(text)
-    if not size:
-        raise _refused(key, value, "a number of bytes above zero, also written as 500M, 20G or 1T")
-    return size
-
-
-def _structure(key: str, value: object, allowed: str) -> object:
-    """Return `value`, or what it writes as JSON when it is a text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise _refused(key, value, f"{allowed} (as JSON: {error})") from None
 
 
 def _storages(key: str, value: object) -> dict[str, Location]:
@@ -251,25 +202,6 @@ def _storages(key: str, value: object) -> dict[str, Location]:
             raise InvalidSetting(f"{key}[{name!r}] is not usable; allowed: {allowed}")
         storages[name] = Location(pair[0], MappingProxyType(dict(pair[1])))
     return storages
-
-
-def _names(key: str, value: object, allowed: str = 'a list of storage names, e.g. ["default"]') -> tuple[str, ...]:
-    value = _structure(key, value, allowed)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(name, str) for name in value):
-        raise _refused(key, value, allowed)
-    return tuple(value)
-
-
-def _usernames(key: str, value: object) -> frozenset[str]:
-    return frozenset(_names(key, value, 'a list of user names, e.g. ["admin"]'))
-
-
-def _secret(key: str, value: object) -> str:
-    if isinstance(value, bytes):  # as a Flask application may have its own
-        value = value.hex()
-    if not isinstance(value, (str, int)) or isinstance(value, bool) or not str(value):
-        raise _refused(key, "…", "a text that is not empty")
-    return str(value)  # never shown in an error
 
 
 def _rules(key: str, value: object) -> tuple[Rule, ...]:
@@ -312,6 +244,9 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "SUPER_USERS": _usernames,
     "FEATURE_SUPERUSERS_FULL_ACCESS": _flag,
     "FEATURE_APP_SPECIFIC_TOKENS": _flag,
+    "FEATURE_REQUIRE_ENCRYPTED_BASIC_AUTH": _flag,
+    "INSTANCE_SERVICE_KEY_SERVICE": _text,
+    "REGISTRY_JWT_AUTH_MAX_FRESH_S": _count,
     "CREATE_PRIVATE_REPO_ON_PUSH": _flag,
     "FEATURE_LIBRARY_SUPPORT": _flag,
     "LIBRARY_NAMESPACE": _text,
@@ -344,6 +279,7 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "VERBS_AUDIT_LOG": _text,
     "VERBS_ACCEL_REDIRECT": _location,
     "VERBS_PROXIES": _count,
+    **directorysettings.READERS,
 }
 _PLAIN = {
     "SERVER_HOSTNAME": "server_hostname",
@@ -371,6 +307,9 @@ _PLAIN = {
     "DATABASE_SECRET_KEY": "database_secret_key",
     "SUPER_USERS": "superusers",
     "FEATURE_APP_SPECIFIC_TOKENS": "app_specific_tokens",
+    "FEATURE_REQUIRE_ENCRYPTED_BASIC_AUTH": "require_encrypted_passwords",
+    "INSTANCE_SERVICE_KEY_SERVICE": "service_key_service",
+    "REGISTRY_JWT_AUTH_MAX_FRESH_S": "signed_seconds",
     "CREATE_PRIVATE_REPO_ON_PUSH": "private_on_push",
     "MAXIMUM_LAYER_SIZE": "max_layer",
     "VERBS_URL_SECONDS": "url_seconds",

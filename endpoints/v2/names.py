@@ -140,9 +140,9 @@ def reader() -> Reader:
     if not isinstance(ours.permission, AccountPermission):
         return Reader(everything=True)
     account = caller().account
-    if account is None:
+    if account is None or (account.scopes is not None and account.scopes.role is None):
         return Reader()
-    everything = account.superuser and ours.settings.superusers_full_access
+    everything = (account.superuser and ours.settings.superusers_full_access) or account.reads_everything
     return Reader(account.id, robot=account.robot, everything=everything)
 
 
