@@ -9,12 +9,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
@@ -24,10 +25,15 @@ from test import statements
 from test.page import PAGE, beside, granted, psql, replaced
 from test.quayside import Quay, quay
 from test.server import served
+from test.slapd import Person, Slapd, slapd
 from test.test_quay import VERBS, Side
+from test.test_quaylogins import Kinds, add_credentials, oauth_token
 
 NEVER_READ = {
-    "tagkind": "only a tag that is pushed has one",
+    "oauthapplication": "a token of an application says itself what it may",
+    "servicekeyapproval": "a key names its approval, and that it does is all that counts",
+    "tagkind": "all tags that there are have the same",
+    "teamsync": "Quay brings its teams in line by itself",
 }
 """The registry's other tables, which only a registry of our own reads, and why a Quay's are not."""
 
@@ -66,12 +72,20 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         yield Reader(there, Side(reached, running.url), log)
 
 
-def everything(side: Side) -> None:
-    """Ask for one of each that there is: verbs, credentials, and what a registry's clients want."""
+def everything(side: Side, key: RSAPrivateKey) -> None:
+    """Ask for one of each that there is: verbs, credentials, and what a registry's clients want.
+
+    `key` is that of an instance of Quay, which signs for robots.
+    """
     for verb in VERBS:
         assert side.image("acme/app:v2", "alice", verb).status in (200, 422), verb
-    app_token = ("$app", side.quay.facts["app_token_of_alice"])
-    for login in (*((who, side.quay.password(who)) for who in ("alice", "bob", "dave", "acme+deploy")), app_token):
+    for login in (
+        *((who, side.quay.password(who)) for who in ("alice", "bob", "dave", "acme+deploy")),
+        ("$app", side.quay.facts["app_token_of_alice"]),
+        ("$oauthtoken", oauth_token("READ")),
+        ("$token", f"{'APP':0<32}" + "T" * 32),
+        ("acme+deploy", Kinds(side, key).robot_token("acme+deploy")),
+    ):
         assert side.ask("/c1/rootfs/acme/app/v1", login=login).status == 200, login[0]
         listed = side.v2("/v2/acme/app/tags/list", "repository:acme/app:pull", login)
         assert listed.status == 200, login[0]
@@ -101,6 +115,11 @@ def everything(side: Side) -> None:
     assert side.ask("/health").status == 200
 
 
+def elsewhere(directory: Slapd) -> Iterable[tuple[str, object]]:
+    """Return the settings by which accounts live in `directory`."""
+    return directory.configuration.items()
+
+
 def command(reader: Reader, *arguments: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
     """Run the command line where the server is, its statements written down as well."""
     environment = {"PATH": os.environ["PATH"], statements.FILE: str(reader.statements), **reader.quay.configuration}
@@ -111,8 +130,17 @@ def command(reader: Reader, *arguments: str, stdin: bytes = b"") -> "subprocess.
 # --- The database -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_granted_is_what_is_read(reader: Reader) -> None:
-    everything(reader.side)
+def test_what_is_granted_is_what_is_read(reader: Reader, tmp_path: Path) -> None:
+    key = generate_private_key(65537, 2048)
+    add_credentials(reader.there, key)
+    everything(reader.side, key)
+    erin = Person("erin", mail="erin@example.com")
+    with slapd(tmp_path / "slapd", erin) as directory:
+        settings = {name: each if isinstance(each, str) else json.dumps(each) for name, each in elsewhere(directory)}
+        more = {**settings, statements.FILE: str(reader.statements)}
+        with served(reader.quay.place, more=more, program=statements.PROGRAM) as running:
+            answer = Side(reader.quay, running.url).ask("/c1/rootfs/acme/open/latest", login=("erin", "secret"))
+            assert answer.status == 200
     for arguments in COMMANDS:
         done = command(reader, *arguments)
         assert done.returncode == 0, (arguments, done.stderr)
