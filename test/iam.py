@@ -43,7 +43,8 @@ class GuardedS3:
             self._passing("inf")
 
     def _passing(self, count: str) -> None:
-        request = urllib.request.Request(f"{self.url}/moto-api/reset-auth", data=count.encode(), method="POST")
+        headers = {"Content-Type": "text/plain"}  # else it is taken for a form
+        request = urllib.request.Request(f"{self.url}/moto-api/reset-auth", count.encode(), headers, method="POST")
         with urllib.request.urlopen(request) as answer:
             assert json.load(answer)["status"] == "ok"
 
