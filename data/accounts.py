@@ -216,15 +216,19 @@ class SqlAccounts:
         passwords: Passwords | None = None,
         elsewhere: Elsewhere | None = None,
         rights: Rights | None = None,
+        superusers_enabled: bool = True,
+        robots_allowed: frozenset[str] | None = None,
     ) -> None:
         """With `elsewhere` no password is right that is kept here. `own_engine` has verbs_superuser.
 
-        Where `secrets` gives none, no robot and no app-specific token comes in.
+        Where `secrets` gives none, no robot and no app-specific token comes in. Of the robots only those of
+        `robots_allowed` do, and every robot where it is None.
         """
         self._engine, self._own_engine, self._logins = engine, own_engine, logins
         self._secrets = secrets
         self._superusers, self._superusers_full_access = superusers, superusers_full_access
         self._app_specific_tokens = app_specific_tokens
+        self._superusers_enabled, self._robots_allowed = superusers_enabled, robots_allowed
         self._passwords = Passwords() if passwords is None else passwords
         self._elsewhere, self._rights = elsewhere, rights
         self._told = False
@@ -290,6 +294,8 @@ class SqlAccounts:
         raise CredentialsRefused(_REFUSED)
 
     def _by_token(self, username: str, owner: str, password: str) -> Account:
+        if not self._lets_in(username):
+            raise CredentialsRefused("robots are not let in here")
         owning = aliased(User)
         query = (
             select(User.id, User.enabled, owning.enabled, RobotAccountToken.token)
@@ -305,6 +311,9 @@ class SqlAccounts:
         if not (enabled and owner_enabled):
             raise AccountDisabled(f"the robot {username} is disabled, or its owner is")
         return self._account(number, username, robot=True)
+
+    def _lets_in(self, robot: str) -> bool:
+        return self._robots_allowed is None or robot in self._robots_allowed
 
     def _by_app_token(self, password: str) -> Account:
         name, secret = password[:_TOKEN_NAME], password[_TOKEN_NAME:]
@@ -352,6 +361,8 @@ class SqlAccounts:
         )
         owner = robot_owner(name)
         if owner is not None:
+            if not self._lets_in(name):
+                return None
             owning = aliased(User)
             query = query.where(
                 exists(
@@ -368,7 +379,9 @@ class SqlAccounts:
         if robot:
             return Account(number, name, robot, superuser=False)
         reads = self._rights is not None and self._rights.reads_everything(number, name)
-        return Account(number, name, robot, superuser=self._is_superuser(number, name), reads_everything=reads)
+        # quay/quay, auth/permissions.py: who is in both lists only reads.
+        superuser = self._superusers_enabled and not reads and self._is_superuser(number, name)
+        return Account(number, name, robot, superuser=superuser, reads_everything=reads)
 
     def _is_superuser(self, number: int, name: str) -> bool:
         if name in self._superusers or (self._rights is not None and self._rights.is_superuser(number, name)):

@@ -33,8 +33,7 @@ class DirectoryLogins:
         Raises CredentialsRefused, NotLinked, TooManyLogins; DirectoryUnavailable, RegistryUnavailable,
         DatabaseUnavailable.
         """
-        if self._users is None:
-            self._directory.verify(username, password)
+        if self._users is None or username.startswith("$"):  # `$app` and others bring tokens, which are not to go there
             raise CredentialsRefused(_REFUSED)
         known = self._users.named(username)
         if known is not None:

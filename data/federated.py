@@ -119,11 +119,11 @@ class FederatedUsers:
         """
         identifier = identity.identifier
         if not storable(identifier) or not 0 < len(identifier) <= MAX_NAME:
-            raise self._refusal(identifier, "the registry cannot keep what the directory calls them")
+            raise self._refusal(identifier, "the registry cannot keep that name")
         if not self._ours:
-            raise self._refusal(identifier, "they have no account in Quay; log in to Quay once first")
+            raise self._refusal(identifier, "there is no account in Quay yet; log in to Quay once first")
         if not always and not self._creates:
-            raise self._refusal(identifier, "FEATURE_USER_CREATION, or who is invited, rules out new users")
+            raise self._refusal(identifier, "FEATURE_USER_CREATION (or FEATURE_INVITE_ONLY_…) rules out new users")
         email = identity.email if identity.email and _is_email(identity.email) else None
         if not always and email is not None and self._is_refused(email):
             raise self._refusal(identifier, f"BLACKLISTED_EMAIL_DOMAINS rules out {email}")
@@ -140,7 +140,7 @@ class FederatedUsers:
             if found is not None:  # by another, meanwhile
                 return found
             if name is None or _is_taken(connection, name):
-                raise self._refusal(identifier, "no name is free for them; try again")
+                raise self._refusal(identifier, "no name is free; try again")
             if email is not None and _has_email(connection, email):
                 raise self._refusal(identifier, f"another user has the e-mail address {email}")
             return self._make(connection, name, identifier, email)

@@ -113,11 +113,20 @@ READ: Mapping[str, Mapping[str, str]] = {
         "repository_id": "the repository",
         "role_id": "read, write or admin",
     },
+    "loginservice": {"id": _ID, "name": _NAME},
+    "federatedlogin": {
+        "user_id": "a user, or a robot of a federation",
+        "service_id": "ldap, jwtauthn, oidc and others; at most one row of each for a user",
+        "service_ident": "what the user is called there: the user name in LDAP, `sub` in a token. Written at the first"
+        " login, and when a synced team gets the user",
+    },
     "robotaccounttoken": {
+        "id": _ID,
         "robot_account_id": "the robot; one row each",
         "token": "encrypted under DATABASE_SECRET_KEY; replaced when the token is renewed",
     },
     "appspecificauthtoken": {
+        "id": _ID,
         "user_id": "whose token it is",
         "token_name": "the first 60 characters of the token",
         "token_secret": "the others, encrypted under DATABASE_SECRET_KEY",

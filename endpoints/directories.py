@@ -1,10 +1,13 @@
 """The directory that the settings name, and what accounts make of it.
 
-Invariants: a directory's library is loaded only where that kind is configured; nothing is connected to by that.
+Invariants: a directory's library is loaded only where that kind is configured; nothing is connected to by that. One
+that cannot be asked at all (a library, a key or a certificate that is missing, a filter that is none) is a directory
+that does not answer: images are made without it, and robots and tokens come in.
 """
 
 from data.database import Engine
-from data.directories.directory import Directory
+from data.directories.directory import Directory, UnusableDirectory
+from data.directories.unusable import UnusableNow
 from data.directorylogins import DirectoryLogins
 from data.federated import FederatedUsers
 from data.logins import Logins
@@ -13,16 +16,19 @@ from endpoints.settings import Settings
 
 
 def directory_of(settings: Settings) -> Directory | None:
-    """Return the directory that `settings` name, None where accounts live here. Raises UnusableDirectory."""
+    """Return the directory that `settings` name, None where accounts live here."""
     asked = settings.authentication
-    if asked.ldap is not None:
-        from data.directories.ldap import LdapDirectory
+    try:
+        if asked.ldap is not None:
+            from data.directories.ldap import LdapDirectory
 
-        return LdapDirectory(asked.ldap)
-    if asked.jwt is not None:
-        from data.directories.jwtservice import JwtDirectory
+            return LdapDirectory(asked.ldap)
+        if asked.jwt is not None:
+            from data.directories.jwtservice import JwtDirectory
 
-        return JwtDirectory(asked.jwt)
+            return JwtDirectory(asked.jwt)
+    except UnusableDirectory as problem:
+        return UnusableNow("ldap" if asked.kind == "LDAP" else "jwtauthn", str(problem))
     if asked.kind in ("OIDC", "AppToken"):
         from data.directories.tokensonly import TokensOnly
 

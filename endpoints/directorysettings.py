@@ -44,6 +44,7 @@ class AuthenticationSettings:
 
 def authentication(read: Mapping[str, Any], *, own_registry: bool) -> AuthenticationSettings:
     """Return what the keys in `read` say, which the READERS have read. Raises InvalidSetting."""
+    read = {key: value for key, value in read.items() if value is not None}
     kind = read.get("AUTHENTICATION_TYPE", "Database")
     requires_email = read.get("FEATURE_MAILING", not own_registry)
     beside = read.get("VERBS_CONFIG_DIR", "")
@@ -169,8 +170,9 @@ def _base(key: str, value: object) -> tuple[str, ...]:
     return pieces
 
 
-def _filter(key: str, value: object) -> str | None:
-    return text(key, value) if value != "" else None
+def _or_none(read: Callable[[str, object], Any]) -> Callable[[str, object], Any]:
+    """Return a reader to which an empty text is nothing: Quay's own tools leave such behind."""
+    return lambda key, value: None if value == "" else read(key, value)
 
 
 def _seconds(key: str, value: object) -> float:
@@ -195,9 +197,7 @@ def _list(key: str, value: object) -> tuple[str, ...]:
     return names(key, structure(key, value, "a list of texts"), "a list of texts")
 
 
-READERS: dict[str, Callable[[str, object], Any]] = {
-    "AUTHENTICATION_TYPE": _kind,
-    "VERBS_CONFIG_DIR": text,
+_DIRECTORIES: dict[str, Callable[[str, object], Any]] = {
     "LDAP_URI": _uris,
     "LDAP_BASE_DN": _base,
     "LDAP_USER_RDN": _pieces,
@@ -207,10 +207,10 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "LDAP_UID_ATTR": text,
     "LDAP_EMAIL_ATTR": text,
     "LDAP_MEMBEROF_ATTR": text,
-    "LDAP_USER_FILTER": _filter,
-    "LDAP_SUPERUSER_FILTER": _filter,
-    "LDAP_GLOBAL_READONLY_SUPERUSER_FILTER": _filter,
-    "LDAP_RESTRICTED_USER_FILTER": _filter,
+    "LDAP_USER_FILTER": text,
+    "LDAP_SUPERUSER_FILTER": text,
+    "LDAP_GLOBAL_READONLY_SUPERUSER_FILTER": text,
+    "LDAP_RESTRICTED_USER_FILTER": text,
     "LDAP_ALLOW_INSECURE_FALLBACK": flag,
     "VERBS_LDAP_STARTTLS": flag,
     "LDAP_TIMEOUT": _seconds,
@@ -225,6 +225,11 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "JWT_VERIFY_ENDPOINT": _url,
     "JWT_AUTH_ISSUER": text,
     "JWT_AUTH_MAX_FRESH_S": count,
+}
+READERS: dict[str, Callable[[str, object], Any]] = {
+    "AUTHENTICATION_TYPE": _kind,
+    "VERBS_CONFIG_DIR": text,
+    **{key: _or_none(read) for key, read in _DIRECTORIES.items()},
     "FEATURE_MAILING": flag,
     "FEATURE_USER_CREATION": flag,
     "FEATURE_INVITE_ONLY_USER_CREATION": flag,

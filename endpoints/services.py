@@ -27,7 +27,8 @@ from data.packedlayers import PackedLayers
 from data.programlogins import ProgramLogins
 from data.pushedblobs import PushedBlobs
 from data.pushedmanifests import PushedManifests
-from data.registry import Registry, SqlRegistry
+from data.registry import Registry, RegistryUnavailable, SqlRegistry
+from data.schemacheck import all_columns, check_schema, columns_read
 from data.secretbox import SecretBox, Secrets
 from data.servicekeys import ServiceKeys
 from data.signatures import Signatures
@@ -107,9 +108,11 @@ def make_services(
     a fork.
     """
     given = engine
-    engine = make_engine(settings.db_uri) if given is None else given
-    if given is None and settings.own_registry:
-        create_tables(engine)
+    engine = make_engine(settings.db_uri, settings.db_arguments) if given is None else given
+    if given is None:
+        if settings.own_registry:
+            create_tables(engine)
+        _check_schema(engine, settings)
     own_engine = engine if settings.own_db_uri == settings.db_uri else make_engine(settings.own_db_uri)
     if not settings.readonly:
         _upgrade(own_engine)
@@ -128,12 +131,14 @@ def make_services(
         engine,
         own_engine,
         logins,
-        secrets=_secrets(settings, make=False),
+        secrets=secrets_of(settings, make=False),
         superusers=settings.superusers,
         superusers_full_access=settings.superusers_full_access,
         app_specific_tokens=settings.app_specific_tokens,
         elsewhere=logins_elsewhere(directory, federated, logins),
         rights=rights_of(settings, directory, federated),
+        superusers_enabled=settings.superusers_enabled,
+        robots_allowed=settings.robots_allowed,
     )
     pushed_blobs = PushedBlobs(engine, storage, grace_seconds=settings.grace_seconds)
     return Services(
@@ -154,7 +159,7 @@ def make_services(
         administration=Administration(
             engine,
             own_engine,
-            _secrets(settings, make=True),
+            secrets_of(settings, make=True),
             ours=settings.own_registry,
             readonly=settings.readonly,
         ),
@@ -179,7 +184,7 @@ def _with_program_logins(settings: Settings, engine: Engine, accounts: Accounts)
     return ProgramLogins(
         accounts,
         engine,
-        secrets=_secrets(settings, make=False),
+        secrets=secrets_of(settings, make=False),
         robot_tokens=() if settings.own_registry else (keys,),
         encrypted_passwords=EncryptedPasswords(partial(_secret_key, settings)),
         require_encrypted=settings.require_encrypted_passwords,
@@ -195,7 +200,7 @@ def operators_services(configuration: Mapping[str, Any]) -> Services:
     return make_services(Settings.parse(configuration), permission=everything)
 
 
-def _secrets(settings: Settings, *, make: bool) -> Secrets:
+def secrets_of(settings: Settings, *, make: bool) -> Secrets:
     """Return what gives the box of robots' tokens: its key is set, or kept in a file, which `make` may make."""
     kept = kept_secret if make and not settings.readonly else secret_there
     key = settings.database_secret_key
@@ -209,6 +214,13 @@ def _secrets(settings: Settings, *, make: bool) -> Secrets:
         return known[0] if known else None
 
     return box
+
+
+def _check_schema(engine: Engine, settings: Settings) -> None:
+    try:
+        check_schema(engine, all_columns() if settings.own_registry else columns_read())
+    except RegistryUnavailable as problem:
+        log.warning("nothing of the registry is known until its database can be used: %s", problem)
 
 
 def _upgrade(engine: Engine) -> None:

@@ -68,14 +68,14 @@ def size(key: str, value: object) -> int:
     return found
 
 
-def structure(key: str, value: object, allowed: str) -> object:
-    """Return `value`, or what it writes as JSON when it is a text."""
+def structure(key: str, value: object, allowed: str, *, secret: bool = False) -> object:
+    """Return `value`, or what it writes as JSON when it is a text. With `secret` no error shows it."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except ValueError as error:
-        raise refused(key, value, f"{allowed} (as JSON: {error})") from None
+        raise refused(key, "…" if secret else value, f"{allowed} (as JSON: {error})") from None
 
 
 def names(key: str, value: object, allowed: str = 'a list of storage names, e.g. ["default"]') -> tuple[str, ...]:

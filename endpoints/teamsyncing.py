@@ -6,7 +6,7 @@ nothing in any team; the log says which and why. quay/quay, data/users/teamsync.
 
 import logging
 
-from data.directories.directory import Directory, DirectoryUnavailable, GroupNotFound, GroupsUnsupported
+from data.directories.directory import Directory, DirectoryUnavailable, GroupNotFound
 from data.federated import FederatedUsers
 from data.teamsyncs import InLine, SyncedTeam
 from endpoints.services import Services
@@ -81,5 +81,5 @@ def _needed(services: Services) -> tuple[Directory, FederatedUsers]:
     if not settings.team_syncing:
         raise SyncingOff("FEATURE_TEAM_SYNCING is not true: no team is synced with a group")
     if services.directory is None or services.federated is None or settings.ldap is None:
-        raise GroupsUnsupported(f"AUTHENTICATION_TYPE is {settings.kind}, which has no groups here; LDAP has")
+        raise SyncingOff(f"AUTHENTICATION_TYPE is {settings.kind}, which has no groups here; LDAP has")
     return services.directory, services.federated

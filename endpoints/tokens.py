@@ -87,7 +87,9 @@ class Tokens:
         """Return a token for `account`, or for nobody, that allows `access`."""
         import jwt
 
-        now, seconds, host = int(self._clock()), self._settings.token_seconds, self._settings.server_hostname
+        settings = self._settings
+        now, host = int(self._clock()), settings.server_hostname
+        seconds = min(settings.token_seconds, settings.signed_seconds)
         claims: dict[str, Any] = {
             "iss": host,
             "aud": host,

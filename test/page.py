@@ -74,6 +74,8 @@ def beside(there: Quay) -> Iterator[Quay]:
         },
     )
     try:
+        # Quay's migrations note themselves in it; the dumps are what its models alone make.
+        psql(there.uri, "CREATE TABLE IF NOT EXISTS alembic_version (version_num character varying(32) PRIMARY KEY)")
         psql(there.uri, sql)
         own = url.set(username=verbs, password=f"own-{mark}", database=database)
         more = {**there.more, "VERBS_DB_URI": own.render_as_string(hide_password=False)}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -135,7 +136,7 @@ class Slapd:
         return LdapSettings(**values)  # type: ignore[arg-type]
 
     @property
-    def configuration(self) -> dict[str, object]:
+    def configuration(self) -> dict[str, Any]:
         """Return the keys of Quay's that lead here."""
         return {
             "AUTHENTICATION_TYPE": "LDAP",

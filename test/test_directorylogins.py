@@ -171,6 +171,14 @@ def test_where_there_are_tokens_only_they_work_and_passwords_do_not(registry: Re
         accounts.authenticate("alice", "theirs")
 
 
+@pytest.mark.parametrize("name", ["$app", "$oauthtoken", "$token", "$x"])
+def test_no_token_is_sent_to_the_directory(registry: Registry, name: str) -> None:
+    registry.directory.people = {name: "token"}
+    with pytest.raises(CredentialsRefused):
+        registry.accounts().authenticate(name, "token")
+    assert registry.directory.asked == []
+
+
 # --- A directory that is down -----------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from data.directories.directory import JwtSettings, LdapSettings
-from endpoints.directorysettings import AuthenticationSettings
+from endpoints.directorysettings import READERS, AuthenticationSettings
 from endpoints.settings import InvalidSetting, Settings
 
 LDAP = {
@@ -110,6 +110,14 @@ def test_the_environment_has_texts() -> None:
     assert ldap(LDAP_USER_FILTER="").user_filter is None
 
 
+def test_an_empty_text_is_nothing() -> None:
+    empty = dict.fromkeys((key for key in READERS if key.startswith(("LDAP_", "JWT_"))), "")
+    assert read(**empty) == AuthenticationSettings()
+    assert ldap(LDAP_URI="", LDAP_ADMIN_DN="", LDAP_ADMIN_PASSWD="").uris == ("ldap://localhost",)
+    with pytest.raises(InvalidSetting, match="LDAP_BASE_DN"):
+        ldap(LDAP_BASE_DN="")
+
+
 def test_an_e_mail_address_is_required_where_quay_would() -> None:
     assert not ldap().requires_email
     assert ldap(DB_URI="postgresql://quay@db/quay").requires_email
@@ -149,7 +157,6 @@ def test_keystone_is_refused_and_told_what_there_is_instead() -> None:
     ("key", "value"),
     [
         ("AUTHENTICATION_TYPE", "ldap"),
-        ("LDAP_URI", ""),
         ("LDAP_URI", "ldap.example.com"),
         ("LDAP_URI", "http://ldap.example.com"),
         ("LDAP_URI", "ldap://"),
@@ -160,7 +167,6 @@ def test_keystone_is_refused_and_told_what_there_is_instead() -> None:
         ("LDAP_BASE_DN", "example"),
         ("LDAP_BASE_DN", [1]),
         ("LDAP_USER_RDN", {"ou": "people"}),
-        ("LDAP_ADMIN_DN", ""),
         ("LDAP_ADMIN_PASSWD", ["hunter2"]),
         ("LDAP_TIMEOUT", 0),
         ("LDAP_TIMEOUT", -1),

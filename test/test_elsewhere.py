@@ -3,6 +3,8 @@
 import base64
 import json
 import logging
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,20 @@ from flask import Flask
 from sqlalchemy import update
 from werkzeug.test import TestResponse
 
-from data.directories.directory import UnusableDirectory
-from data.tables import FederatedLogin, LoginService, User
+from data.database import make_engine
+from data.tables import FederatedLogin, LoginService, Team, TeamMember, TeamSync, User
 from endpoints.settings import InvalidSetting
+from endpoints.verbs import EXTENSION
+from test.databases import KINDS
 from test.images import Image, Layer
 from test.jwtservice import jwt_service
 from test.layers import file
 from test.people import PASSWORD, ROBOT_TOKEN, SECRET, People, quick_hash
 from test.place import Place
+from test.quayside import quay
+from test.server import curl, served
 from test.slapd import ADMIN_PASSWORD, Person, Slapd, slapd
+from test.waiting import eventually
 
 IMAGE = Image([Layer([file(b"etc/hostname", b"here\n")])])
 APP_TOKEN = "N" * 60 + "S" * 60
@@ -130,7 +137,36 @@ def test_beside_a_quay_only_who_has_been_there_comes_in(
     refused = door.ask("/v2/", "bob", "bob's own")
     assert refused.status_code == 401
     assert "log in to Quay once first" in refused.get_json()["errors"][0]["message"]
-    assert "'bob' of ldap is refused: they have no account in Quay; log in to Quay once first" in caplog.text
+    assert "'bob' of ldap is refused: there is no account in Quay yet; log in to Quay once first" in caplog.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_users_of_a_real_quay_s_directory_come_in_and_nothing_of_quay_s_is_changed(tmp_path: Path, kind: str) -> None:
+    """Its erin came from LDAP; a team is synced as quay/quay does that, data/model/team.py (set_team_syncing)."""
+    erin = Person("erin", "erin's own", "erin@new.example.com", more={"title": "boss"})
+    with slapd(tmp_path / "slapd", erin, BOB) as directory, quay(kind, tmp_path, **directory.configuration) as there:
+        people = People(make_engine(there.uri))
+        team = people.find(Team, name="devs")
+        config = json.dumps(json.dumps({"group_dn": "cn=devs,ou=groups"}))
+        service = people.find(LoginService, name="ldap")
+        people.add(TeamSync, team_id=team, transaction_id="", service_id=service, config=config)
+        people.add(TeamMember, team_id=team, user_id=people.find(User, username="erin"))
+        people.engine.dispose()
+        before = there.rows()
+        door = Door(Place(there.folder, {**there.configuration, "LDAP_SUPERUSER_FILTER": "(title=boss)"}))
+        assert door.status("/v2/", "erin", "erin's own") == 200
+        assert door.status("/v2/", "erin@new.example.com", "erin's own") == 200
+        assert door.status("/v2/acme/app/manifests/v1", "erin", "erin's own") == 200  # by the synced team
+        assert door.status("/api/v1/jobs", "erin", "erin's own") == 200
+        assert door.status("/v2/", "bob", "bob's own") == 401  # Quay's bob is not the directory's
+        assert door.status("/v2/", "alice", there.password("alice")) == 401
+        assert door.status("/v2/", "acme+deploy", there.password("acme+deploy")) == 200
+        assert door.status("/v2/", "$app", there.facts["app_token_of_alice"]) == 200
+        directory.stop()
+        assert door.status("/v2/", "erin", "erin's own") == 503
+        assert door.status("/v2/", "$app", there.facts["app_token_of_alice"]) == 200
+        assert there.rows() == before
+        door.app.extensions[EXTENSION].engine.dispose()
 
 
 # --- A directory that does not ----------------------------------------------------------------------------------------
@@ -277,14 +313,39 @@ def test_where_people_log_in_with_a_browser_their_tokens_work(tmp_path: Path, ki
     assert door.status("/v2/", "alice+ci", ROBOT_TOKEN) == 200
 
 
-def test_what_cannot_be_used_is_told_at_the_start(tmp_path: Path, directory: Slapd) -> None:
+def test_keystone_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match="Keystone"):
         Place(tmp_path, {"AUTHENTICATION_TYPE": "Keystone"}).app()
-    with pytest.raises(UnusableDirectory, match="LDAP_USER_FILTER"):
-        Place(tmp_path, {**directory.configuration, "LDAP_USER_FILTER": "(("}).app()
+
+
+@pytest.mark.parametrize("broken", ["a filter", "a key", "a library"])
+def test_a_directory_that_cannot_be_asked_at_all_is_told_at_the_start_and_503(
+    tmp_path: Path,
+    directory: Slapd,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+) -> None:
+    place_in(tmp_path, directory)
     jwt = {"AUTHENTICATION_TYPE": "JWT", "JWT_VERIFY_ENDPOINT": "http://127.0.0.1:1/", "JWT_AUTH_ISSUER": "x"}
-    with pytest.raises(UnusableDirectory, match=r"jwt-authn\.cert"):
-        Place(tmp_path, {**jwt, "VERBS_CONFIG_DIR": str(tmp_path)}).app()
+    broken_ones: dict[str, tuple[dict[str, Any], str]] = {
+        "a filter": ({**directory.configuration, "LDAP_USER_FILTER": "(("}, "LDAP_USER_FILTER"),
+        "a key": ({**jwt, "VERBS_CONFIG_DIR": str(tmp_path)}, "jwt-authn.cert"),
+        "a library": (directory.configuration, "pip install 'registry-verbs[ldap]'"),
+    }
+    keys, reason = broken_ones[broken]
+    if broken == "a library":
+        for module in [name for name in sys.modules if name.startswith(("ldap3", "data.directories.ldap"))]:
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.setitem(sys.modules, "ldap3", None)
+    door = Door(Place(tmp_path, {**keys, "DATABASE_SECRET_KEY": SECRET}))
+    assert "nobody can log in with a password" in caplog.text
+    assert reason in caplog.text
+    caplog.clear()
+    assert door.status("/v2/", "alice", "alice's own") == 503
+    assert reason in caplog.text
+    assert door.status("/v2/", "$app", APP_TOKEN) == 200
+    assert door.status("/v2/", "alice+ci", ROBOT_TOKEN) == 200
 
 
 def test_the_files_beside_the_configuration_are_used(tmp_path: Path, directory: Slapd) -> None:
@@ -297,3 +358,45 @@ def test_the_files_beside_the_configuration_are_used(tmp_path: Path, directory: 
     assert create_app(read_configuration(environ)).test_client().get("/v2/", headers=login).status_code == 503
     (tmp_path / "ldap.crt").write_bytes(directory.authority.file.read_bytes())
     assert create_app(read_configuration(environ)).test_client().get("/v2/", headers=login).status_code == 200
+
+
+def test_a_server_s_processes_ask_side_by_side_and_one_brings_teams_in_line(tmp_path: Path, directory: Slapd) -> None:
+    more = {
+        "LDAP_SUPERUSER_FILTER": "(title=boss)",
+        "FEATURE_TEAM_SYNCING": True,
+        "TEAM_SYNC_WORKER_FREQUENCY": 1,
+        "TEAM_RESYNC_STALE_TIME": "1s",
+    }
+    directory.group("everybody", ALICE, BOB)
+    place = place_in(tmp_path, directory, **more)
+    services = place.services()
+    services.administration.create_organization("acme")
+    services.administration.create_team("acme", "devs")
+    services.administration.sync_team("acme", "devs", "cn=everybody,ou=groups", "ldap")
+    file_of_keys = tmp_path / "config.yaml"
+    file_of_keys.write_text(json.dumps({**place.configuration, "VERBS_CONFIG_DIR": str(tmp_path)}))
+    told: list[bytes] = []
+
+    def ask(url: str, who: Person, password: str) -> None:
+        for _ in range(5):
+            done = curl("-o", "/dev/null", "-w", "%{http_code} ", "-u", f"{who.uid}:{password}", f"{url}/api/v1/jobs")
+            told.append(done.stdout)
+
+    with served(Place(tmp_path), workers=2, more={"VERBS_CONFIG": str(file_of_keys)}) as running:
+        cases = [(ALICE, "alice's own"), (BOB, "bob's own"), (CAROL, "carol's own")] * 2
+        threads = [threading.Thread(target=ask, args=(running.url, *case)) for case in cases]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(set(told)) == [b"200 ", b"403 "]
+        assert told.count(b"200 ") == 10
+
+        def members() -> tuple[str, ...]:
+            [devs] = [each for each in services.administration.teams("acme") if each.name == "devs"]
+            return devs.members
+
+        eventually(lambda: members() == ("alice", "bob"))
+    log = running.log.read_text()
+    assert ADMIN_PASSWORD not in log
+    assert "'s own" not in log

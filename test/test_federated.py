@@ -97,7 +97,7 @@ def test_a_quay_s_rows_are_only_read(registry: Registry, caplog: pytest.LogCaptu
     users = registry.users(ours=False)
     with pytest.raises(NotLinked, match="log in to Quay once first"):
         users.user(ALICE)
-    assert "'alice' of ldap is refused: they have no account in Quay; log in to Quay once first" in caplog.text
+    assert "'alice' of ldap is refused: there is no account in Quay yet; log in to Quay once first" in caplog.text
     registry.link("bob", "bob", email="old@example.com")
     written = []
     event.listen(registry.engine, "before_cursor_execute", lambda *given: written.append(given[2]))

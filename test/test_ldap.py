@@ -467,9 +467,9 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made = []
 
     class Counted(LdapConnection):
-        def __init__(self, uri: str, settings: LdapSettings) -> None:
+        def __init__(self, uri: str, settings: LdapSettings, trust: ssl.SSLContext) -> None:
             made.append(uri)
-            super().__init__(uri, settings)
+            super().__init__(uri, settings, trust)
 
     monkeypatch.setattr("data.directories.ldap.LdapConnection", Counted)
     return made

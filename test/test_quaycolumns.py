@@ -14,6 +14,8 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column, Table
 
 from data.database import make_engine
+from data.directories.directory import Identity
+from data.federated import FederatedUsers
 from data.quaycolumns import READ
 from data.registry import Referred
 from data.tables import Base
@@ -76,6 +78,10 @@ def _look_everywhere(there: Quay, logins: dict[str, tuple[str, str]]) -> None:
     registry.registered([Digest.parse(digest)])
     registry.has_manifest("acme", "app", digest)
     collector_of(services, search=True).collect()
+    users = FederatedUsers(services.engine, services.own_engine, "ldap")
+    erin = users.user(Identity("erin", "erin@example.com"))
+    assert users.named("erin") == erin
+    assert users.identifier(erin.id) == "erin"
 
 
 def _get(client: FlaskClient, path: str, authorization: str) -> Any:

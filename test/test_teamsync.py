@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import select, update
 
 from data.accounts import Role
-from data.directories.directory import DirectoryUnavailable, GroupNotFound, GroupsUnsupported
+from data.directories.directory import DirectoryUnavailable, GroupNotFound
 from data.teamgroups import config_of, group_of
 from data.teams import TeamSynced
 from data.teamsyncs import SyncNotFound
@@ -273,7 +273,7 @@ def test_teams_are_synced_only_where_the_settings_say_so(tmp_path: Path, directo
         sync_team(off.services, "acme", "devs", GROUP)
     here = Place(tmp_path, {"FEATURE_TEAM_SYNCING": True}).services()
     assert not syncs(here)
-    with pytest.raises(GroupsUnsupported, match="Database"):
+    with pytest.raises(SyncingOff, match="Database"):
         sync_team(here, "acme", "devs", GROUP)
     assert not syncs(Place(tmp_path, {**settings(directory), "REGISTRY_STATE": "readonly"}).services())
     assert not syncs(Place(tmp_path, {**settings(directory), "VERBS_REGISTRY": "quay"}).services())

@@ -4,12 +4,14 @@ Invariants: an empty password is refused before anything is sent, because a serv
 only ever a value in a filter. Two entries that fit are nobody, unless one alone has the name as its user name: else
 whoever sets an e-mail address of theirs could be taken for another. An administrator's login that is refused is a
 directory that is misconfigured, not a user who is refused. Referrals are followed once, and never to another host.
+How long a refusal takes may tell whether the directory has a name, as in Quay: of others no password is tried.
 quay/quay, data/users/externalldap.py; RFC 4513, 4515.
 """
 
 import contextlib
 import logging
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -55,7 +57,7 @@ class LdapDirectory:
     def __init__(self, settings: LdapSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Nothing is connected yet. Raises UnusableDirectory for a filter or a certificate that is none."""
         self._settings = settings
-        client_context(settings.trusted)
+        trust = client_context(settings.trusted)  # once: to read all of the system's takes as long as many logins
         filters = {
             "LDAP_USER_FILTER": settings.user_filter,
             "LDAP_SUPERUSER_FILTER": settings.superuser_filter,
@@ -66,7 +68,7 @@ class LdapDirectory:
         for attribute in (settings.uid_attribute, settings.email_attribute, settings.member_of_attribute):
             if not attribute.replace("-", "").replace(".", "").replace(";", "").isalnum():
                 raise UnusableDirectory(f"{attribute!r} is no name of an attribute (LDAP_UID_ATTR and others)")
-        self._connections = _Connections(settings, clock)
+        self._connections = _Connections(settings, trust, clock)
 
     def __repr__(self) -> str:
         return f"LdapDirectory({', '.join(self._settings.uris)})"
@@ -94,7 +96,7 @@ class LdapDirectory:
     def _bound(self, entry: Entry, password: str) -> Identity | Refusal:
         identity = self._identity(entry)
         if isinstance(identity, Refusal):
-            log.warning("%s is refused: %s", entry.dn, identity.reason)
+            log.warning("%r is refused: %s", entry.dn, identity.reason)
             return identity
         connection = self._connections.fresh()
         try:
@@ -156,7 +158,7 @@ class LdapDirectory:
                 for entry in page.entries:
                     identity = self._identity(entry)
                     if isinstance(identity, Refusal):
-                        log.warning("%s is passed over in the group %s: %s", entry.dn, dn, identity.reason)
+                        log.warning("%r is passed over in the group %s: %s", entry.dn, dn, identity.reason)
                     else:
                         found.setdefault(identity.identifier, identity)
         if not found and named:
@@ -224,8 +226,8 @@ class LdapDirectory:
 class _Connections:
     """Connections of the administrator's, kept for the next who asks, and other ones."""
 
-    def __init__(self, settings: LdapSettings, clock: Callable[[], float]) -> None:
-        self._settings, self._clock = settings, clock
+    def __init__(self, settings: LdapSettings, trust: ssl.SSLContext, clock: Callable[[], float]) -> None:
+        self._settings, self._trust, self._clock = settings, trust, clock
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(settings.pool_size)
         self._kept: list[LdapConnection] = []
@@ -251,7 +253,7 @@ class _Connections:
         reasons = []
         for uri in self._settings.uris:
             try:
-                return LdapConnection(uri, self._settings)
+                return LdapConnection(uri, self._settings, self._trust)
             except DirectoryUnavailable as problem:
                 reasons.append(problem.reason)
         raise self._failed(DirectoryUnavailable("; ".join(reasons)))

@@ -116,9 +116,9 @@ class _BoundedSocket:
 class LdapConnection:
     """A connection to one server, not yet bound. Not for several threads at a time. To be closed."""
 
-    def __init__(self, uri: str, settings: LdapSettings) -> None:
-        """Connect, with TLS where the URI or the settings say so. Raises DirectoryUnavailable."""
-        self._uri, self._settings = uri, settings
+    def __init__(self, uri: str, settings: LdapSettings, trust: ssl.SSLContext) -> None:
+        """Connect, with TLS where the URI or the settings say so, by `trust`. Raises DirectoryUnavailable."""
+        self._uri, self._settings, self._trust = uri, settings, trust
         self.opened = time.monotonic()
         parts = urlsplit(uri)
         self._host, self._secure = parts.hostname or "localhost", parts.scheme == "ldaps"
@@ -138,7 +138,7 @@ class LdapConnection:
 
     def _connected(self, *, verify: bool) -> socket.socket:
         settings = self._settings
-        context = client_context(settings.trusted, verify=verify) if self._secure else None
+        context = self._context(verify=verify) if self._secure else None
         try:
             plain = socket.create_connection((self._host, self._port), timeout=settings.network_timeout)
         except OSError as error:
@@ -156,6 +156,9 @@ class LdapConnection:
             plain.close()
             raise DirectoryUnavailable(f"{self._uri} does not speak TLS: {_said(error)}") from error
 
+    def _context(self, *, verify: bool) -> ssl.SSLContext:
+        return self._trust if verify else client_context((), verify=False)
+
     def _open(self, *_: Any, **__: Any) -> None:
         self._connection.socket = self._socket
         self._connection.closed = False
@@ -170,10 +173,11 @@ class LdapConnection:
                 return
             self.close()
             raise DirectoryUnavailable(f"{self._uri} has no StartTLS (result {code})")
+        verify = not self._settings.insecure_fallback
+        if not verify:
+            log.warning("%s is not verified: LDAP_ALLOW_INSECURE_FALLBACK", self._uri)
         try:
-            self._socket.secured(
-                client_context(self._settings.trusted, verify=not self._settings.insecure_fallback), self._host
-            )
+            self._socket.secured(self._context(verify=verify), self._host)
         except OSError as error:
             self.close()
             said = getattr(error, "verify_message", None) or _said(error)

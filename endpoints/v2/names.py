@@ -153,6 +153,8 @@ def check_pushes() -> None:
         raise PushesRefused("this registry is only read here: it is kept by another service (VERBS_REGISTRY)")
     if settings.readonly:
         raise PushesRefused("this registry is read-only (REGISTRY_STATE)")
+    if not settings.pushes:
+        raise PushesRefused("pushes to this registry are turned off (DISABLE_PUSHES)")
 
 
 def want(scope: str) -> None:
