@@ -45,6 +45,9 @@ _WRITTEN = frozenset(
 )
 """Columns that a registry of our own fills, and that nothing reads."""
 
+_OUR_OWN = frozenset({"oauthapplication", "servicekeyapproval", "teamsync"})
+"""Tables that only a registry of our own has a use for: nothing of a Quay's is looked up in them."""
+
 
 class Why(Enum):
     """Why a table or a column cannot be read."""
@@ -99,6 +102,7 @@ def columns_read() -> dict[str, tuple[str, ...]]:
     return {
         found.name: names
         for found in Base.metadata.sorted_tables
+        if found.name not in _OUR_OWN
         if (names := tuple(each.name for each in found.columns if f"{found.name}.{each.name}" not in _WRITTEN))
     }
 
