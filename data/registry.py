@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVarTuple, cast
 
 from sqlalchemy import Connection, Select, and_, case, exists, func, null, select, tuple_
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import aliased
 
@@ -44,7 +44,7 @@ _SHOWN = 10
 
 
 class RegistryUnavailable(Problem):
-    """A registry's database that cannot be reached, or that does not answer."""
+    """A registry's database that cannot be reached, does not answer, or does not let us read what we need of it."""
 
     code = "REGISTRY_UNAVAILABLE"
 
@@ -210,7 +210,7 @@ class Registry(Protocol):
 def reached(engine: Engine, *, writes: bool = False) -> Iterator[Connection]:
     """Give a connection to the registry's database, in a transaction that writes if that is said (see `writing`).
 
-    Raises RegistryUnavailable.
+    Raises RegistryUnavailable, also for a table or column that is not there or that we may not read.
     """
     try:
         with writing(engine) if writes else engine.connect() as connection:
@@ -218,6 +218,9 @@ def reached(engine: Engine, *, writes: bool = False) -> Iterator[Connection]:
     except (OperationalError, InterfaceError, PoolExhausted, UnusableDatabase) as error:
         said = error.orig if isinstance(error, DBAPIError) else error
         raise RegistryUnavailable(f"the registry's database cannot be used: {' '.join(str(said).split())}") from error
+    except ProgrammingError as error:
+        fact = str(error.orig).partition("\n")[0]  # PostgreSQL shows the statement on the lines after
+        raise RegistryUnavailable(f"the registry's database cannot be used: {fact}") from error
 
 
 class SqlRegistry:

@@ -10,8 +10,8 @@ from http import HTTPStatus
 from typing import Any
 
 from flask import Response, json, request
-from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import HTTPException
+from werkzeug.http import quote_header_value
 
 from data.accounts import CredentialsRefused, TooManyLogins
 from data.directories.directory import DirectoryUnavailable
@@ -96,10 +96,16 @@ def of_problem(problem: Problem) -> Response:
     if isinstance(problem, (Busy, TooManyLogins)):
         answer.headers["Retry-After"] = str(math.ceil(problem.retry_after))
     if status is HTTPStatus.UNAUTHORIZED:
-        answer.www_authenticate = WWWAuthenticate("basic", {"realm": request.host})
+        answer.headers["WWW-Authenticate"] = basic_challenge()
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         answer.headers["Allow"] = ""  # no other method would do: RFC 9110, 10.2.1
     return answer
+
+
+def basic_challenge() -> str:
+    """Return the field WWW-Authenticate that asks for a name and a password."""
+    # Always quoted, as RFC 9110, 11.5 has it; Werkzeug quotes only what it has to.
+    return f"Basic realm={quote_header_value(request.host, allow_token=False)}"
 
 
 def of_http_exception(exception: HTTPException) -> Response | HTTPException:

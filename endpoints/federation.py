@@ -7,7 +7,6 @@ its password. quay/quay, endpoints/oauth/robot_identity_federation.py.
 from http import HTTPStatus
 
 from flask import Blueprint, Response, current_app, json, request
-from werkzeug.datastructures import WWWAuthenticate
 
 from data.accounts import CredentialsRefused
 from endpoints import answers, audit
@@ -37,7 +36,7 @@ def of_problem(problem: Problem) -> Response:
     status = answers.status_of(problem)
     answer = _answer(status, {"error": str(problem)})
     if status is HTTPStatus.UNAUTHORIZED:
-        answer.www_authenticate = WWWAuthenticate("basic", {"realm": request.host})
+        answer.headers["WWW-Authenticate"] = answers.basic_challenge()
     return answer
 
 

@@ -21,12 +21,15 @@ from typing import Any
 import pytest
 
 from test.clients import run
+from test.page import beside
 from test.quayside import Quay, quay
 from test.s3server import s3_server
 from test.server import served
 from util.digest import Digest
 
-WAYS = [("sqlite", "folder"), ("sqlite", "s3"), ("postgresql", "folder"), ("postgresql", "s3")]
+WAYS = [("sqlite", "folder"), ("sqlite", "s3"), ("postgresql", "folder"), ("postgresql", "s3"), ("role", "folder")]
+"""What kind of database it is, `role` for PostgreSQL by a role that may do no more than the page for operators says."""
+
 VERBS = ("aci", "squash", "rootfs", "oci", "bundle", "incus", "wsl", "squashfs", "ext4")
 MOST = 1 << 26
 
@@ -97,12 +100,14 @@ def side(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     kind, place = request.param
     with ExitStack() as stack:
         url = stack.enter_context(s3_server()) if place == "s3" else None
-        there = stack.enter_context(quay(kind, tmp_path_factory.mktemp("quay"), s3=url))
+        dump = "sqlite" if kind == "sqlite" else "postgresql"
+        there = stack.enter_context(quay(dump, tmp_path_factory.mktemp("quay"), s3=url))
+        reached = stack.enter_context(beside(there)) if kind == "role" else there
         rows, blobs = there.rows(), there.blobs()
         file = there.folder / "quay.db"
         content = file.read_bytes() if kind == "sqlite" else b""
-        running = stack.enter_context(served(there.place))
-        yield Side(there, running.url)
+        running = stack.enter_context(served(reached.place))
+        yield Side(reached, running.url)
         assert there.rows() == rows
         assert there.blobs() == blobs
         if kind == "sqlite":

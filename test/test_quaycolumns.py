@@ -66,6 +66,7 @@ def _look_everywhere(there: Quay, logins: dict[str, tuple[str, str]]) -> None:
             f"{APP}/blobs/{blob}",
         ):
             _get(client, path, bearer)
+        _get(client, "/oauth2/federation/robot/token", basic(*login))
         mount = f"{APP}/blobs/uploads/?mount={blob}&from=acme/open"
         client.post(mount, headers={"Authorization": bearer})
         client.delete(f"{APP}/manifests/v1", headers={"Authorization": bearer})
