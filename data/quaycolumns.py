@@ -115,8 +115,9 @@ READ: Mapping[str, Mapping[str, str]] = {
     },
     "loginservice": {"id": _ID, "name": _NAME},
     "federatedlogin": {
-        "user_id": "a user, or a robot of a federation",
-        "service_id": "ldap, jwtauthn, oidc and others; at most one row of each for a user",
+        "user_id": "a user of a directory, or a robot, which has its row as soon as it is made",
+        "service_id": "ldap, jwtauthn, oidc and others, quayrobot for robots; at most one row of each for a user",
+        "metadata_json": "`{}`; for a robot of a federation also whom it trusts, under federation_config, as JSON",
         "service_ident": "what the user is called there: the user name in LDAP, `sub` in a token. Written at the first"
         " login, and when a synced team gets the user",
     },
