@@ -192,8 +192,8 @@ class Deriver:
             return None
         image = self._packing.told(image)
         blobs = self._blobs(image)
-        indexes = [index for blob in blobs if (index := self._services.indexes.peek(blob)) is not None]
-        if len(indexes) < len(blobs):
+        indexes = self._services.indexes.peek_many(blobs)
+        if indexes is None:
             return None
         return image.formatter.size(image.source, self._rootfs(image, blobs, indexes))
 

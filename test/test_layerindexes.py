@@ -13,9 +13,11 @@ from data.storage.base import BlobNotFound, BlobWriter, StorageUnavailable
 from data.storage.distributed import DistributedStorage
 from data.storage.local import LocalStorage
 from test.layers import file, gzip_members, gzipped, layer, zstd_frame
+from test.merging import dumped
 from util.compression import CorruptStream, TruncatedStream
 from util.digest import Digest, DigestMismatch, Readable
-from util.layerindex import FORMAT_VERSION, LayerIndex, LayerLimits, LayerTooLarge, TruncatedLayer
+from util.layerindex import LayerLimits, LayerTooLarge, TruncatedLayer
+from util.storedindex import FORMAT_VERSION, restored_from
 from util.tarheader import MalformedHeader
 
 TAR = layer(file(b"a", b"content of a"), file(b"b/c", b"x" * 5000))
@@ -77,7 +79,7 @@ def test_a_layer_is_read_once_and_its_index_from_then_on(storage: Counting) -> N
     assert storage.opened == [blob.path]
     second = indexes(storage).get(blob, diff_id=Digest.of(TAR))
     assert storage.opened[1:] == [f"verbs/layerindex/v{FORMAT_VERSION}/{blob.path}"]
-    assert second.dump() == first.dump()
+    assert dumped(second) == dumped(first)
 
 
 def test_nothing_is_read_to_look_whether_there_is_an_index(storage: Counting) -> None:
@@ -87,7 +89,7 @@ def test_nothing_is_read_to_look_whether_there_is_an_index(storage: Counting) ->
     made = indexes(storage).get(blob)
     kept = indexes(storage).peek(blob)
     assert kept is not None
-    assert kept.dump() == made.dump()
+    assert dumped(kept) == dumped(made)
     assert storage.opened.count(blob.path) == 1
 
 
@@ -96,11 +98,11 @@ def test_an_index_that_cannot_be_read_is_made_anew(
     storage: Counting, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     blob = put(storage, gzipped(TAR))
-    sound = indexes(storage).get(blob).dump()
+    sound = dumped(indexes(storage).get(blob))
     place = place_of(storage, blob)
     assert place.read_bytes() == sound
     place.write_bytes(damage(sound))
-    assert indexes(storage).get(blob).dump() == sound
+    assert dumped(indexes(storage).get(blob)) == sound
     assert place.read_bytes() == sound
     assert f"the index of layer {blob.digest} cannot be read and is made anew" in caplog.text
 
@@ -277,4 +279,4 @@ def test_layers_and_diff_ids_are_as_many(storage: Counting) -> None:
 def test_what_is_kept_is_what_the_format_reads(storage: Counting) -> None:
     blob = put(storage, gzipped(TAR))
     made = indexes(storage).get(blob)
-    assert LayerIndex.load(place_of(storage, blob).read_bytes(), layer="x").names == made.names
+    assert restored_from(place_of(storage, blob).read_bytes(), layer="x").names == made.names
