@@ -391,13 +391,13 @@ class _Reader:
             link = records.get(b"linkpath") or link
             name = name if self._long_name is None else self._long_name
             link = link if self._long_link is None else self._long_link
-            if b"\0" in name or b"\0" in link:
-                raise self._malformed("has a NUL in its name", name)
             size = self._integer(records, b"size", size, name)
         sparse: Sparse | None = None
         pax_sparse = kind != 0x53 and sparsemap.is_pax(records)
         if pax_sparse:
             name = records.get(b"GNU.sparse.name") or name
+        if not plain and (b"\0" in name or b"\0" in link):
+            raise self._malformed("has a NUL in its name", name)
         if len(name) > self._limits.max_name:
             raise self._too_large("max_name", name, f"has a name of {len(name)} bytes")
         if len(link) > self._limits.max_name:
