@@ -22,6 +22,7 @@ from util.layerindex import LayerLimits
 from util.problem import Problem
 
 DEFAULT_DATA_DIR = "var"
+_DIGITS = 18  # so that each number is one of 64 bits
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?::[0-9]{1,5})?")
 
 
@@ -203,7 +204,7 @@ def _flag(key: str, value: object) -> bool:
 
 def _count(key: str, value: object) -> int:
     text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
+    if not text.isascii() or not text.isdigit() or len(text) > _DIGITS or int(text) == 0:
         raise _refused(key, value, "a whole number above zero")
     return int(text)
 
@@ -211,7 +212,7 @@ def _count(key: str, value: object) -> int:
 def _count_or_none(key: str, value: object) -> int:
     """Return a number, or the zero that turns off what it is for."""
     text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > _DIGITS:
         raise _refused(key, value, "a whole number; 0 turns it off")
     return int(text)
 

@@ -28,6 +28,7 @@ from util.layerindex import (
 )
 
 _MAX_SYMLINKS = 40  # as Linux follows in one path, before ELOOP
+_BETWEEN_LOOKS = 1024  # at the clock
 _IN_A_TABLE = 256  # bytes of memory that a directory or a moved name takes beside its own
 
 
@@ -90,7 +91,8 @@ class MergeTree:
         if not self._apply_columns(index, layer):
             base = self.bases[layer]
             for entry, name in enumerate(index.names):
-                self.deadline.tick()
+                if not entry % _BETWEEN_LOOKS:
+                    self.deadline.check()
                 self._put(name, base + entry, index, entry, layer)
 
     def complete(self, layer: int) -> None:

@@ -7,11 +7,19 @@ carries. Which HTTP status or exit code a kind becomes is decided by the ways in
 
 from typing import ClassVar
 
+from util.printable import one_line
+
+_LONGEST = 2000
+"""Characters of a text. What is quoted in one may be as long as a document."""
+
 
 class Problem(Exception):
-    """A fact about an input that ends the work; `str()` is one sentence for people."""
+    """A fact about an input that ends the work; `str()` is one sentence for people, in characters that can be shown."""
 
     code: ClassVar[str] = "UNKNOWN"
+
+    def __str__(self) -> str:
+        return one_line(super().__str__(), most=_LONGEST)
 
 
 class Missing(Problem):
