@@ -138,7 +138,7 @@ class LayerLimits:
     """
     max_growth: int = 16
     """How many times the bytes of its uncompressed layers an image's tar may have, holes of sparse files not counted,
-    and a MiB more. An honest entry grows from 512 bytes to 1,536 where its name with a prefix needs an extension; one
+    and 16 MiB more. An honest entry grows from 512 bytes to 1,536 where its name with a prefix needs an extension; one
     below a symlink that leads to the longest name there can be grows to 5,632, which is eleven times.
     """
     max_lookups: int = 10_000_000

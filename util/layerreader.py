@@ -60,6 +60,7 @@ _IMPLIED = 256
 _RECORDS = 384
 _RECORD = 64
 _PIECE_OF_A_MAP = 128
+_BETWEEN_LOOKS = 1 << 20  # bytes of metadata
 _BASE64 = (4, 3)  # how much longer it is
 _LIBARCHIVE = b"LIBARCHIVE.xattr."
 
@@ -118,6 +119,8 @@ class _Reader:
         self._index.limits = limits
         self._counted = 0
         self._metadata = 0
+        self._told = 0, 0
+        self._next_look = min(_BETWEEN_LOOKS, limits.max_metadata)
         self._global: dict[bytes, bytes] = {}
         self._globals = 0
         self._of_all: dict[bytes, bytes] | None = None
@@ -145,36 +148,37 @@ class _Reader:
     def _spend(self, size: int) -> None:
         """Count `size` bytes of memory. Raises MetadataTooLarge, before they are taken."""
         self._metadata += size
-        if self._metadata > self._limits.max_metadata:
-            raise self._exhausted()
-        self._spent.add(0, size)
+        if self._metadata > self._next_look:
+            self._look()
 
-    def _exhausted(self) -> LayerTooLarge:
-        names = self._index.names
-        where = f"after entry {shown(names[-1])}" if names else "before its first entry"
-        return self._limits.too_large(
-            "max_metadata", f"layer {self._layer} has more bytes of names, links, records, maps and whiteouts {where}"
-        )
+    def _look(self) -> None:
+        """Hold what has been counted against what the layer may have, and the image."""
+        names, most = self._index.names, self._limits.max_metadata
+        if self._metadata > most:
+            where = f"after entry {shown(names[-1])}" if names else "before its first entry"
+            raise self._limits.too_large(
+                "max_metadata",
+                f"layer {self._layer} has more bytes of names, links, records, maps and whiteouts {where}",
+            )
+        entries, metadata = self._told
+        self._spent.add(len(names) - entries, self._metadata - metadata)
+        self._told = len(names), self._metadata
+        self._next_look = min(self._metadata + _BETWEEN_LOOKS, most)
 
     def _spend_names(self) -> None:
         """Count the entries that have come since this was called last."""
         names = self._index.names
-        some = names[self._counted :]
-        if not some:
-            return
-        size = sum(map(len, some))
-        self._counted += len(some)
-        self._metadata += size
-        if self._metadata > self._limits.max_metadata:
-            raise self._exhausted()
-        self._spent.add(len(some), size)
+        size = sum(map(len, names[self._counted :]))
+        self._counted = len(names)
+        self._spend(size)
 
     def read(self) -> LayerIndex:
         tar, index = self._tar, self._index
         while True:
             if not (self._extensions or self._global):
                 self._common()
-                self._spend_names()
+                if self._counted < len(index.names):
+                    self._spend_names()
             position = tar.position
             block = tar.read(BLOCK)
             if len(block) < BLOCK:
@@ -191,6 +195,7 @@ class _Reader:
         index.size, index.diff_id = tar.finish()
         self._judge_order()
         index.metadata = self._metadata
+        self._look()
         return index
 
     def _header(self, block: bytes, position: int) -> None:
@@ -228,6 +233,8 @@ class _Reader:
             if kind == b"x":
                 block = at + 2 * BLOCK
                 size = chunk.find(b"\n", at + BLOCK, block) + 1 - at - BLOCK
+                if size <= 0:
+                    break
                 digits, _, name = chunk[at + BLOCK : at + BLOCK + size - 1].partition(b" path=")
                 if (
                     block + BLOCK > len(chunk)
@@ -522,7 +529,8 @@ class _Reader:
         index.gids.append(gid)
         index.mtimes.append(mtime)
         self._end = payload + stored + padding(stored)
-        self._spend_names()
+        self._counted += 1
+        self._spend(len(path))
         self._place(path, kind, entry)
 
     def _kept(self, records: dict[bytes, bytes], exact: bytes | None, name: bytes) -> dict[bytes, bytes]:
@@ -564,19 +572,19 @@ class _Reader:
                 raise self._too_large("max_attribute", name, f"has {shown(key)} of {size} bytes")
         if total > limits.max_attributes:
             raise self._too_large("max_attributes", name, f"has records of {total} bytes")
-        self._spend(_RECORDS)
         values, distinct = self._values, {}
+        size = _RECORDS + _RECORD * len(kept)
         for key, value in kept.items():
             for text in (key, value) if b".xattr." in key else (key,):
                 if text not in values:
-                    self._spend(len(text) + _IN_A_TABLE)
+                    size += len(text) + _IN_A_TABLE
                     values[text] = text
             if b".xattr." in key:
-                self._spend(_RECORD)
                 distinct[values[key]] = values[value]
             else:
-                self._spend(_RECORD + len(value))
+                size += len(value)
                 distinct[values[key]] = value
+        self._spend(size)
         self._known[identity] = distinct
         return distinct
 

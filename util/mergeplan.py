@@ -36,7 +36,7 @@ from util.mergetree import MergeTree
 from util.tarheader import BLOCK, END_OF_ARCHIVE, LONGEST_PREFIX, HeaderPatch, is_plain, padding, render_header
 
 _ALIVE = 0xFF
-_ALWAYS = 1 << 20  # bytes that an image may have, however small its layers are
+_ALWAYS = 16 << 20  # bytes that an image may have, however small its layers are
 _SPECIAL = 16
 _ANCHOR = 32
 _RUNS = re.compile(rb"[Ccj]j*|[Rr]r*|[Ssa]")
@@ -415,11 +415,6 @@ def plan_merge(
     OutputTooLarge, ImageTooComplex.
     """
     limits = limits or LayerLimits()
-    entries = sum(map(len, indexes))
-    if entries > limits.max_entries:
-        raise LayerTooLarge(
-            f"the image has {entries} entries; at most {limits.max_entries} are allowed (VERBS_MAX_ENTRIES)"
-        )
     tree = tree or MergeTree(indexes, layers, limits)
     own = len(indexes) - completed
     for layer in range(own):

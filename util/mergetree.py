@@ -10,7 +10,7 @@ What a stack may cost is bounded: by the names that are looked up on the way to 
 the names that symlinks lead to, and by the processor time that a Deadline allows.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -22,6 +22,7 @@ from util.layerindex import (
     ImageTooComplex,
     LayerIndex,
     LayerLimits,
+    LayerTooLarge,
     MalformedLayer,
     MetadataTooLarge,
     shown,
@@ -29,6 +30,7 @@ from util.layerindex import (
 
 _MAX_SYMLINKS = 40  # as Linux follows in one path, before ELOOP
 _BETWEEN_LOOKS = 1024  # at the clock
+_FEW = 1000  # to put one of so many names into its place costs less than to sort them all again
 _IN_A_TABLE = 256  # bytes of memory that a directory or a moved name takes beside its own
 
 
@@ -54,10 +56,15 @@ class MergeTree:
     """What a disk would hold: real path → the entry that made it, or -1 minus where an implied directory stands."""
 
     def __init__(self, indexes: Sequence[LayerIndex], layers: Sequence[str], limits: LayerLimits | None = None) -> None:
-        """Begin with an empty disk. The time that the `limits` allow begins now."""
+        """Begin with an empty disk. The time that the `limits` allow begins now. Raises LayerTooLarge."""
+        self.limits = limits or LayerLimits()
+        entries = sum(map(len, indexes))
+        if entries > self.limits.max_entries:
+            raise LayerTooLarge(
+                f"the image has {entries} entries; at most {self.limits.max_entries} are allowed (VERBS_MAX_ENTRIES)"
+            )
         self.indexes = indexes
         self.layers = layers
-        self.limits = limits or LayerLimits()
         self.deadline = Deadline(self.limits)
         self._lookups = 0
         self._metadata = sum({id(index): index.metadata for index in indexes}.values())
@@ -389,8 +396,12 @@ class MergeTree:
         """Return between which of the sorted names those below the directory are; not each is still made."""
         if self._unsorted:
             self.deadline.check()
-            self._sorted += self._unsorted
-            self._sorted.sort()
+            if len(self._unsorted) < len(self._sorted) // _FEW:
+                for path in self._unsorted:
+                    insort(self._sorted, path)
+            else:
+                self._sorted += self._unsorted
+                self._sorted.sort()
             self._unsorted = []
         # "0" is the byte after "/": between the two lie the names below the directory, and no others.
         return bisect_left(self._sorted, directory + b"/"), bisect_left(self._sorted, directory + b"0")
