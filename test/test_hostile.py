@@ -99,6 +99,10 @@ def test_an_image_that_means_harm_has_its_answer_and_does_none(running: Running,
         assert error["message"].isprintable()
         assert len(error["message"]) <= 2001
     assert size <= image.most
+    status, _, analyzed = asked(client, f"/api/v1/analysis/acme/app/{image.name}")
+    if image.verb == "rootfs":
+        assert (None if analyzed is None else analyzed["code"]) == found
+    assert status in (200, 422)
     took = used(running) - before
     peak = sum(memory(pid) for pid in processes(running.process.pid))
     assert running.workers() == worker, "the worker died of it"
