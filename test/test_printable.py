@@ -54,8 +54,8 @@ def test_escapes_are_those_that_programmers_know(text: str, shown: str) -> None:
 def test_one_line_joins_lines_and_ends() -> None:
     assert one_line("two\n  lines", most=100) == "two lines"
     assert one_line("two  blanks", most=100) == "two  blanks"
-    assert one_line("x" * 101, most=100) == "x" * 100 + "…"
-    assert one_line("\x1b" * 2000, most=10) == "\\x1b" * 10 + "…"
+    assert one_line("b" + "x" * 99 + "e", most=100) == "b" + "x" * 74 + "…" + "x" * 24 + "e"
+    assert one_line("\x1b" * 2000, most=8) == "\\x1b" * 6 + "…" + "\\x1b" * 2
 
 
 def test_the_text_of_a_problem_can_be_shown_and_ends() -> None:

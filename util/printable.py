@@ -18,9 +18,10 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str, *, most: int) -> str:
-    """Return `text` printable, its lines joined by blanks, and cut after `most` characters."""
+    """Return `text` printable, its lines joined by blanks, and of what is longer than `most` characters both ends."""
     if len(text) > most:
-        text = text[:most] + "…"
+        # What is quoted stands in the middle, and what is to be done about it at the end.
+        text = text[: most - most // 4] + "…" + text[len(text) - most // 4 :]
     return text if text.isprintable() else printable(" ".join(text.split()))
 
 
