@@ -10,6 +10,7 @@ setup(
     python_requires=">=3.11",
     packages=[
         "data",
+        "data.directories",
         "data.migrations",
         "data.migrations.versions",
         "data.storage",
@@ -47,6 +48,11 @@ setup(
         ],
         "celery": [
             "celery[redis]>=5.4",  # VERBS_BROKER_URL: jobs on many machines, over Redis or RabbitMQ
+        ],
+        "ldap": [
+            # AUTHENTICATION_TYPE: LDAP. Of three it alone installs without a compiler (python-ldap and bonsai come for
+            # Linux as sources only). It changes no more, hence our own sockets, bounds and TLS around it.
+            "ldap3>=2.9.1,<3",
         ],
         "dev": [
             "boto3-stubs[s3]>=1.34",  # types of the S3 client, for mypy

@@ -16,6 +16,7 @@ from data.administered import (
     UserNotFound,
     delete_account,
     enumerated,
+    forget,
     namespace_row,
     new_token,
     organization_id,
@@ -33,6 +34,7 @@ from data.tables import (
     Team,
     TeamMember,
     TeamRole,
+    TeamSync,
     User,
 )
 from util.names import check_robot, check_username
@@ -94,7 +96,7 @@ class Namespaces(Administered):
         kept = hashed(password)  # takes a while, and not under the lock
         with self._changing() as connection:
             _check_free(connection, name)
-        self._forget(name)  # what was left of one who had that name before
+        forget(self._own_engine, name)  # what was left of one who had that name before
         with self._changing() as connection:
             _check_free(connection, name)
             values = {"username": name, "password_hash": kept, "verified": True}
@@ -143,7 +145,7 @@ class Namespaces(Administered):
         """
         with self._changing() as connection:
             _delete_namespace(connection, _person_id(connection, name), name, with_repositories=with_repositories)
-        self._forget(name)
+        forget(self._own_engine, name)
 
     def users(self) -> list[NamespaceListed]:
         """Return all users, by name."""
@@ -154,10 +156,6 @@ class Namespaces(Administered):
         with suppress(DatabaseUnavailable):  # beside a Quay that is only read there is none
             superusers |= set(reading(self._own_engine, lambda connection: connection.scalars(query).all()))
         return [NamespaceListed(name, email, enabled, name in superusers) for name, email, enabled in rows]
-
-    def _forget(self, name: str) -> None:
-        changing(self._own_engine, lambda connection: _make_superuser_no_more(connection, name))
-        Logins(self._own_engine).succeeded(name)
 
     # --- Organizations ------------------------------------------------------------------------------------------------
 
@@ -308,6 +306,7 @@ def _delete_namespace(connection: Connection, number: int, name: str, *, with_re
     of_teams = select(Team.id).where(Team.organization_id == number)
     for table in (RepositoryPermission, TeamMember):
         connection.execute(delete(table).where(table.team_id.in_(of_teams)))
+    connection.execute(delete(TeamSync).where(TeamSync.team_id.in_(of_teams)))
     connection.execute(delete(Team).where(Team.organization_id == number))
     robots = select(User.id).where(User.robot.is_(True), User.username.startswith(f"{name}+", autoescape=True))
     for robot in connection.scalars(robots).all():

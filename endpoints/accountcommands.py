@@ -258,9 +258,36 @@ def team_remove(read: ReadConfiguration, *, organization: str, name: str, member
 @click.argument("organization")
 @click.pass_obj
 def team_ls(read: ReadConfiguration, organization: str) -> None:
-    """List an organization's teams: name, role, who is in them."""
+    """List an organization's teams: name, role, who is in them, and which group the users are those of."""
     for each in _administration(read).teams(organization):
-        echo(f"{each.name:24}  {each.rank:7}  {' '.join(each.members)}".rstrip())
+        group = "" if each.group is None else f"  (group {each.group})"
+        echo(f"{each.name:24}  {each.rank:7}  {' '.join(each.members)}{group}".rstrip())
+
+
+@team.command(
+    "sync",
+    epilog=examples(
+        "registry-verbs team sync acme developers --group cn=developers,ou=groups",
+        "registry-verbs team sync acme developers --off",
+    ),
+)
+@click.argument("organization")
+@click.argument("name")
+@click.option("--group", metavar="DN", help="The group in LDAP, with or without LDAP_BASE_DN at its end.")
+@click.option("--off", is_flag=True, help="Leave the team to itself again, with who is in it.")
+@click.pass_obj
+def team_sync(read: ReadConfiguration, *, organization: str, name: str, group: str | None, off: bool) -> None:
+    """Have the users of a team be the members of a group in LDAP, at once and from now on. Robots stay in it."""
+    if off is (group is not None):
+        raise click.UsageError("say --group DN or --off")
+    services = services_of(read)
+    if group is None:
+        services.administration.unsync_team(organization, name)
+        return
+    from endpoints.teamsyncing import sync_team
+
+    done = sync_team(services, organization, name, group)
+    echo(f"{organization}/{name} got {done.added} users and lost {done.removed}", err=True)
 
 
 # --- Robots -----------------------------------------------------------------------------------------------------------

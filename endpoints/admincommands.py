@@ -260,11 +260,13 @@ def worker(read: ReadConfiguration, processes: int | None) -> None:
 
     With VERBS_BROKER_URL it hears of them by Redis or RabbitMQ; without, it looks into the database.
     """
+    from endpoints import startup
     from endpoints.priming import check_rules, check_writable
     from endpoints.services import operators_services
 
     configuration = dict(read())
     services = operators_services(configuration)
+    startup.tell(configuration, services)
     check_writable(services)
     check_rules(services.settings.prime, services.formatters)
     make_services = partial(operators_services, configuration)

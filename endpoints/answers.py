@@ -14,6 +14,7 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import HTTPException
 
 from data.accounts import CredentialsRefused, TooManyLogins
+from data.directories.directory import DirectoryUnavailable
 from data.owntables import DatabaseUnavailable
 from data.registry import RegistryUnavailable
 from data.storage.base import StorageUnavailable
@@ -58,6 +59,7 @@ _STATUS: tuple[tuple[type[Problem], HTTPStatus], ...] = (
     (SigningFailed, HTTPStatus.SERVICE_UNAVAILABLE),
     (NothingToSign, HTTPStatus.SERVICE_UNAVAILABLE),
     (StorageUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (DirectoryUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (DatabaseUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (RegistryUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (Missing, HTTPStatus.NOT_FOUND),
@@ -75,12 +77,17 @@ def status_of(problem: Problem) -> HTTPStatus:
     return next((status for kind, status in _STATUS if isinstance(problem, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
+def said_to_log(problem: Problem) -> str:
+    """Return what the log says of `problem`: more than its own text, where that is not for strangers."""
+    return f"{problem}: {problem.reason}" if isinstance(problem, DirectoryUnavailable) else str(problem)
+
+
 def of_problem(problem: Problem) -> Response:
     """Answer a problem with its own code and text, and with what there is instead where it knows that."""
     status = status_of(problem)
     audit.failed("answer", problem)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(problem, Unavailable):
-        log.error("%s %s: %s", request.method, request.path, problem)
+        log.error("%s %s: %s", request.method, request.path, said_to_log(problem))
     existing = getattr(problem, "existing", None)
     detail = {"existing": [str(item) for item in existing]} if existing is not None else None
     answer = _answer(status, problem.code, str(problem), detail)

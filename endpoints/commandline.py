@@ -31,7 +31,10 @@ class Failed(click.ClickException):
     """A problem, as one line."""
 
     def __init__(self, problem: Problem) -> None:
-        super().__init__(str(problem))
+        from data.directories.directory import DirectoryUnavailable
+
+        said = problem.reason if isinstance(problem, DirectoryUnavailable) else str(problem)  # to the operator alone
+        super().__init__(" ".join(said.split()))
 
     def show(self, file: Any = None) -> None:
         echo(f"registry-verbs: {self.message}", file=file, err=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from endpoints import accountcommands, admincommands, analysiscommand
+from endpoints import accountcommands, admincommands, analysiscommand, checkcommand
 from endpoints.commandline import (
     Commands,
     ReadConfiguration,
@@ -70,11 +70,14 @@ def cli() -> None:
 @click.pass_obj
 def serve(read: ReadConfiguration, host: str, port: int, workers: int | None) -> None:
     """Serve derived images over HTTP."""
+    from endpoints import startup
     from endpoints.server import Server
     from endpoints.service import make_service
+    from endpoints.verbs import EXTENSION
 
     configuration = read()
-    make_service(configuration)  # what is wrong with the settings is told once, here, and not by every worker
+    # What is wrong with the settings is told once, here, and not by every worker.
+    startup.tell(configuration, make_service(configuration).extensions[EXTENSION])
     workers = min(max(os.cpu_count() or 1, _WORKERS.start), _WORKERS.stop - 1) if workers is None else workers
     Server(
         lambda: make_service(configuration),
@@ -262,5 +265,5 @@ def gc(read: ReadConfiguration, *, dry_run: bool, adopt: bool) -> None:
         sys.exit(1)
 
 
-for command in (analysiscommand.analyze, *admincommands.COMMANDS, *accountcommands.COMMANDS):
+for command in (analysiscommand.analyze, checkcommand.check, *admincommands.COMMANDS, *accountcommands.COMMANDS):
     cli.add_command(command)

@@ -7,6 +7,7 @@ handed down; nothing looks for them elsewhere. None of them knows an application
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from data.accounts import Accounts, SqlAccounts
@@ -14,25 +15,33 @@ from data.administration import Administration
 from data.admintokens import AdminTokens
 from data.database import Engine, create_tables, make_engine
 from data.derivedimages import DerivedImages
+from data.directories.directory import Directory
 from data.discovery import Discovery
+from data.encryptedpasswords import EncryptedPasswords
+from data.federated import FederatedUsers
 from data.jobs import Jobs
 from data.layerindexes import LayerIndexes
 from data.logins import Logins
 from data.owntables import DatabaseUnavailable, upgrade, upgrading
 from data.packedlayers import PackedLayers
+from data.programlogins import ProgramLogins
 from data.pushedblobs import PushedBlobs
 from data.pushedmanifests import PushedManifests
-from data.registry import Registry, SqlRegistry
+from data.registry import Registry, RegistryUnavailable, SqlRegistry
+from data.schemacheck import all_columns, check_schema, columns_read
 from data.secretbox import SecretBox, Secrets
+from data.servicekeys import ServiceKeys
 from data.signatures import Signatures
 from data.storage.base import Storage
 from data.storage.distributed import DistributedStorage, storage_from_config
 from data.uploads import Uploads
 from data.virtuals import Virtuals
 from endpoints.access import Permission, everything
+from endpoints.directories import directory_of, federated_users, logins_elsewhere, rights_of
 from endpoints.secretfiles import kept_secret, secret_there
 from endpoints.settings import Settings
 from endpoints.signer import Signer
+from endpoints.tokens import SECRET_FILE
 from formats import installed_formatters
 from formats.formatter import Formatter
 from util.layerindex import LayerLimits
@@ -46,7 +55,8 @@ _DATABASE_SECRET = "database-secret-key"  # noqa: S105 the name of its file
 class Services:
     """Everything that is needed to derive an image, and to know what has been derived.
 
-    `engine` leads to the registry's tables, `own_engine` to ours. Without a `signer` nothing is signed.
+    `engine` leads to the registry's tables, `own_engine` to ours. Without a `signer` nothing is signed, and without a
+    `directory` accounts live in the registry's tables alone; `federated` are the users who come from it.
     """
 
     settings: Settings
@@ -70,6 +80,8 @@ class Services:
     discovery: Discovery
     signatures: Signatures
     signer: Signer | None
+    directory: Directory | None
+    federated: FederatedUsers | None
 
     @property
     def limits(self) -> LayerLimits:
@@ -91,9 +103,11 @@ def make_services(
     a fork.
     """
     given = engine
-    engine = make_engine(settings.db_uri) if given is None else given
-    if given is None and settings.own_registry:
-        create_tables(engine)
+    engine = make_engine(settings.db_uri, settings.db_arguments) if given is None else given
+    if given is None:
+        if settings.own_registry:
+            create_tables(engine)
+        _check_schema(engine, settings)
     own_engine = engine if settings.own_db_uri == settings.db_uri else make_engine(settings.own_db_uri)
     if not settings.readonly:
         _upgrade(own_engine)
@@ -105,6 +119,22 @@ def make_services(
         storage = storage_from_config(settings)
     elif isinstance(storage, Storage):
         storage = DistributedStorage({"default": storage}, ["default"])
+    logins = Logins(own_engine, counts=not settings.readonly)
+    directory = directory_of(settings)
+    federated = federated_users(settings, directory, engine, own_engine)
+    accounts = SqlAccounts(
+        engine,
+        own_engine,
+        logins,
+        secrets=secrets_of(settings, make=False),
+        superusers=settings.superusers,
+        superusers_full_access=settings.superusers_full_access,
+        app_specific_tokens=settings.app_specific_tokens,
+        elsewhere=logins_elsewhere(directory, federated, logins),
+        rights=rights_of(settings, directory, federated),
+        superusers_enabled=settings.superusers_enabled,
+        robots_allowed=settings.robots_allowed,
+    )
     pushed_blobs = PushedBlobs(engine, storage, grace_seconds=settings.grace_seconds)
     return Services(
         settings=settings,
@@ -120,19 +150,11 @@ def make_services(
         packed_layers=PackedLayers(own_engine),
         jobs=Jobs(own_engine, heard_seconds=2 * settings.lease_seconds),
         tokens=AdminTokens(own_engine),
-        accounts=SqlAccounts(
-            engine,
-            own_engine,
-            Logins(own_engine, counts=not settings.readonly),
-            secrets=_secrets(settings, make=False),
-            superusers=settings.superusers,
-            superusers_full_access=settings.superusers_full_access,
-            app_specific_tokens=settings.app_specific_tokens,
-        ),
+        accounts=_with_program_logins(settings, engine, accounts),
         administration=Administration(
             engine,
             own_engine,
-            _secrets(settings, make=True),
+            secrets_of(settings, make=True),
             ours=settings.own_registry,
             readonly=settings.readonly,
         ),
@@ -142,7 +164,30 @@ def make_services(
         discovery=Discovery(engine),
         signatures=Signatures(own_engine),
         signer=None if settings.signing_key is None else Signer(settings.signing_key),
+        directory=directory,
+        federated=federated,
     )
+
+
+def _with_program_logins(settings: Settings, engine: Engine, accounts: Accounts) -> Accounts:
+    keys = ServiceKeys(
+        engine,
+        host=settings.server_hostname,
+        service=settings.service_key_service,
+        max_seconds=settings.signed_seconds,
+    )
+    return ProgramLogins(
+        accounts,
+        engine,
+        secrets=secrets_of(settings, make=False),
+        robot_tokens=() if settings.own_registry else (keys,),
+        encrypted_passwords=EncryptedPasswords(partial(_secret_key, settings)),
+        require_encrypted=settings.require_encrypted_passwords,
+    )
+
+
+def _secret_key(settings: Settings) -> str | None:
+    return settings.secret_key or secret_there(settings.data_dir, SECRET_FILE)
 
 
 def operators_services(configuration: Mapping[str, Any]) -> Services:
@@ -150,7 +195,7 @@ def operators_services(configuration: Mapping[str, Any]) -> Services:
     return make_services(Settings.parse(configuration), permission=everything)
 
 
-def _secrets(settings: Settings, *, make: bool) -> Secrets:
+def secrets_of(settings: Settings, *, make: bool) -> Secrets:
     """Return what gives the box of robots' tokens: its key is set, or kept in a file, which `make` may make."""
     kept = kept_secret if make and not settings.readonly else secret_there
     key = settings.database_secret_key
@@ -164,6 +209,13 @@ def _secrets(settings: Settings, *, make: bool) -> Secrets:
         return known[0] if known else None
 
     return box
+
+
+def _check_schema(engine: Engine, settings: Settings) -> None:
+    try:
+        check_schema(engine, all_columns() if settings.own_registry else columns_read())
+    except RegistryUnavailable as problem:
+        log.warning("nothing of the registry is known until its database can be used: %s", problem)
 
 
 def _upgrade(engine: Engine) -> None:

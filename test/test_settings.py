@@ -160,6 +160,8 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(key: str, val
         {"DB_URI": "hunter2"},
         {"VERBS_BROKER_URL": "hunter2"},
         {"DISTRIBUTED_STORAGE_CONFIG": {"a": ["S3Storage", "hunter2"]}},
+        {"DISTRIBUTED_STORAGE_CONFIG": '{"a": ["S3Storage", {"s3_secret_key": "hunter2"}]'},
+        {"DB_CONNECTION_ARGS": "password=hunter2"},
     ],
 )
 def test_a_refused_value_that_may_hold_a_secret_is_not_shown(configuration: dict[str, object]) -> None:
