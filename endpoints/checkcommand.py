@@ -7,6 +7,7 @@ from contextlib import closing
 import click
 
 from endpoints.commandline import ReadConfiguration, examples
+from util.printable import printable
 from util.problem import Problem
 
 _COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
@@ -39,7 +40,8 @@ def check(read: ReadConfiguration, *, as_json: bool) -> None:
         found.append(finding)
         if not as_json:
             verdict = click.style(f"{finding.verdict:7}", fg=_COLOURS[finding.verdict])
-            click.echo(f"{verdict}  {finding.subject:{width}}  {finding.text}")
+            # The colour is ours; what follows may quote a database or a server.
+            click.echo(f"{verdict}  {printable(f'{finding.subject:{width}}  {finding.text}')}")
 
     status = 0
     try:

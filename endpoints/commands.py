@@ -17,6 +17,7 @@ from endpoints.commandline import (
     Commands,
     ReadConfiguration,
     compression_of,
+    echo,
     examples,
     image_name,
     options_of,
@@ -83,7 +84,7 @@ def serve(read: ReadConfiguration, host: str, port: int, workers: int | None) ->
         host=host,
         port=port,
         workers=workers,
-        ready=lambda url: click.echo(f"Listening on {url}  (try: curl {url}/c1/)"),
+        ready=lambda url: echo(f"Listening on {url}  (try: curl {url}/c1/)"),
     ).run()
 
 
@@ -124,7 +125,7 @@ def import_(read: ReadConfiguration, *, source: str, image: ImageName, private: 
             private=private,
             progress=advance,
         )
-    click.echo(f"{image} is imported; try: registry-verbs derive rootfs {image} | tar -tv", err=True)
+    echo(f"{image} is imported; try: registry-verbs derive rootfs {image} | tar -tv", err=True)
 
 
 @cli.command(
@@ -217,12 +218,12 @@ def formats(read: ReadConfiguration) -> None:
     width = max(map(len, installed_formatters()))
     for verb, formatter in installed_formatters().items():
         url = f"{settings.url_scheme}://{settings.server_hostname}/c1/{verb}/NAMESPACE/REPOSITORY/TAG"
-        click.echo(f"{verb:{width}}  {formatter.summary}  [{formatter.media_type}]")
-        click.echo(f"{'':{width}}  {formatter.usage.format(url=url)}")
+        echo(f"{verb:{width}}  {formatter.summary}  [{formatter.media_type}]")
+        echo(f"{'':{width}}  {formatter.usage.format(url=url)}")
         for name, meaning in formatter.options.items():
-            click.echo(f"{'':{width}}  option {name}: {meaning}")
+            echo(f"{'':{width}}  option {name}: {meaning}")
         if formatter.unavailable is not None:
-            click.echo(f"{'':{width}}  unavailable: {formatter.unavailable}")
+            echo(f"{'':{width}}  unavailable: {formatter.unavailable}")
 
 
 @cli.command(
@@ -256,10 +257,10 @@ def gc(read: ReadConfiguration, *, dry_run: bool, adopt: bool) -> None:
         adopt_storage(services)
     report = collector_of(services, search=True).collect(dry_run=dry_run)
     for finding in report.dropped:
-        click.echo(f"{finding.reason:12}  {finding.size:>15}  {finding.what}")
-    click.echo(report.summary, err=True)
+        echo(f"{finding.reason:12}  {finding.size:>15}  {finding.what}")
+    echo(report.summary, err=True)
     for failure in report.failures:
-        click.echo(f"registry-verbs: {failure}", err=True)
+        echo(f"registry-verbs: {failure}", err=True)
     if report.failures:
         sys.exit(1)
 

@@ -91,12 +91,7 @@ class Services:
     @property
     def limits(self) -> LayerLimits:
         """How much a layer, and an image, may have."""
-        return limits_of(self.settings)
-
-
-def limits_of(settings: Settings) -> LayerLimits:
-    """Return the limits that `settings` set."""
-    return LayerLimits(max_entries=settings.max_entries, max_size=settings.max_size)
+        return self.settings.limits
 
 
 def make_services(
@@ -152,7 +147,7 @@ def make_services(
         engine=engine,
         registry=SqlRegistry(engine, Replicas() if given is not None else _replicas(settings)),
         storage=storage,
-        indexes=LayerIndexes(storage, limits_of(settings)),
+        indexes=LayerIndexes(storage, settings.limits),
         formatters=installed_formatters(),
         permission=permission,
         own_engine=own_engine,

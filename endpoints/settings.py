@@ -10,7 +10,7 @@ is a misspelling.
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -33,6 +33,7 @@ from endpoints.settingvalues import text as _text
 from endpoints.settingvalues import usernames as _usernames
 
 __all__ = ["DEFAULT_DATA_DIR", "InvalidSetting", "Location", "Replica", "Settings", "SigningKey"]
+from util.layerindex import LayerLimits
 
 DEFAULT_DATA_DIR = "var"
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?::[0-9]{1,5})?")
@@ -81,8 +82,7 @@ class Settings:
     anonymous_access: bool = True
     proxy_storage: bool = False
     nested_repositories: bool = True
-    max_entries: int = 5_000_000
-    max_size: int = 1 << 40
+    limits: LayerLimits = field(default_factory=LayerLimits)
     max_makings: int | None = None
     lease_seconds: int = 30
     keep_days: int = 30
@@ -152,6 +152,7 @@ class Settings:
             own_db_uri=read.get("VERBS_DB_URI", db_uri),
             spool_dir=read.get("VERBS_SPOOL_DIR", str(PurePath(data_dir, "spool"))),
             signing_key=_signing_key(read),
+            limits=LayerLimits(**{name: read[key] for key, name in _LIMITS.items() if key in read}),
             authentication=directorysettings.authentication(read, own_registry=own_registry),
             storage_config=MappingProxyType(storages),
             storage_preference=preference,
@@ -330,6 +331,19 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "VERBS_PULL_SECONDS": _count_or_none,
     "VERBS_MAX_ENTRIES": _count,
     "VERBS_MAX_SIZE": _bytes,
+    "VERBS_MAX_EXTENSION": _bytes,
+    "VERBS_MAX_NAME": _bytes,
+    "VERBS_MAX_DEPTH": _count,
+    "VERBS_MAX_ATTRIBUTE": _bytes,
+    "VERBS_MAX_ATTRIBUTES": _bytes,
+    "VERBS_MAX_GLOBAL": _bytes,
+    "VERBS_MAX_PIECES": _count,
+    "VERBS_MAX_WHITEOUTS": _count,
+    "VERBS_MAX_REPEATS": _count,
+    "VERBS_MAX_METADATA": _bytes,
+    "VERBS_MAX_GROWTH": _count,
+    "VERBS_MAX_LOOKUPS": _count,
+    "VERBS_PLAN_SECONDS": _count,
     "VERBS_MAX_MAKINGS": _count,
     "VERBS_SPOOL_DIR": _text,
     "VERBS_LEASE_SECONDS": _count,
@@ -353,8 +367,6 @@ _PLAIN = {
     "FEATURE_ANONYMOUS_ACCESS": "anonymous_access",
     "FEATURE_PROXY_STORAGE": "proxy_storage",
     "FEATURE_EXTENDED_REPOSITORY_NAMES": "nested_repositories",
-    "VERBS_MAX_ENTRIES": "max_entries",
-    "VERBS_MAX_SIZE": "max_size",
     "VERBS_MAX_MAKINGS": "max_makings",
     "VERBS_LEASE_SECONDS": "lease_seconds",
     "VERBS_KEEP_DAYS": "keep_days",
@@ -386,4 +398,5 @@ _PLAIN = {
     "VERBS_UPLOAD_SECONDS": "upload_seconds",
     "VERBS_PULL_SECONDS": "pull_seconds",
 }
+_LIMITS = {f"VERBS_{limit.name.upper()}": limit.name for limit in fields(LayerLimits)}
 Settings.KEYS = tuple(_READERS)

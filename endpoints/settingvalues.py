@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from util.bytesize import parse_bytes
 from util.problem import Problem
 
+_DIGITS = 18  # so that each number is one of 64 bits
+
 
 class InvalidSetting(Problem):
     """A configuration value that cannot be used, or a key of ours that does not exist."""
@@ -47,7 +49,7 @@ def flag(key: str, value: object) -> bool:
 
 def count(key: str, value: object) -> int:
     text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
+    if not text.isascii() or not text.isdigit() or len(text) > _DIGITS or int(text) == 0:
         raise refused(key, value, "a whole number above zero")
     return int(text)
 
@@ -55,7 +57,7 @@ def count(key: str, value: object) -> int:
 def count_or_none(key: str, value: object) -> int:
     """Return a number, or the zero that turns off what it is for."""
     text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > _DIGITS:
         raise refused(key, value, "a whole number; 0 turns it off")
     return int(text)
 

@@ -33,9 +33,9 @@ from test.test_registry import Rows
 from test.test_storage_s3 import Bucket, back_door, endpoint, settings, settle
 from util.compression import Compression
 from util.digest import Digest
-from util.layerindex import FORMAT_VERSION
 from util.oci import INDEX_OCI
 from util.packedlayer import PackedLayer
+from util.storedindex import FORMAT_VERSION
 
 __all__ = ["back_door", "endpoint", "settings"]
 

@@ -103,8 +103,8 @@ def test_every_value_may_be_the_text_that_the_environment_has() -> None:
     )
     assert settings.storage_config == {"a": Location("LocalStorage", {"storage_path": "/a"})}
     assert not settings.anonymous_access
-    assert settings.max_entries == 1000
-    assert settings.max_size == 20 << 30
+    assert settings.limits.max_entries == 1000
+    assert settings.limits.max_size == 20 << 30
     assert (settings.keep_days, settings.quota, settings.gc_seconds) == (0, 2 << 40, 60)
 
 
