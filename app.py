@@ -13,6 +13,8 @@ from util.problem import Problem
 if TYPE_CHECKING:
     from flask import Flask
 
+    from endpoints.configuration import Configuration
+
 CONFIG_FILE = "VERBS_CONFIG"
 """The environment's name for the path of a `config.yaml`, Quay's own or ours."""
 
@@ -23,19 +25,26 @@ class ConfigurationUnreadable(Problem):
     code = "CONFIGURATION_UNREADABLE"
 
 
-def read_configuration(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+def read_configuration(environ: Mapping[str, str] | None = None) -> "Configuration":
     """Return the configuration file's keys with the environment's over them. Raises ConfigurationUnreadable.
 
     An empty variable is one that is not set. Files that Quay keeps beside its configuration file lie beside ours.
     """
+    from endpoints.configuration import Configuration
     from endpoints.settings import Settings
 
     environ = os.environ if environ is None else environ
     path = environ.get(CONFIG_FILE)
-    configuration = _read_file(path) if path else {}
+    configuration = Configuration(_read_file(path) if path else {})
+    configuration.source = path or None
     ours = {key for key in environ if key.startswith("VERBS_") and key != CONFIG_FILE}
-    configuration |= {key: environ[key] for key in ours.union(Settings.KEYS) if environ.get(key)}
-    return Settings.beside(os.path.dirname(path) if path else "", configuration)
+    configuration.environment = frozenset(key for key in ours.union(Settings.KEYS) if environ.get(key))
+    configuration.update({key: environ[key] for key in configuration.environment})
+    beside = os.path.dirname(path) if path else ""
+    if path:
+        configuration.setdefault("VERBS_CONFIG_DIR", beside or ".")
+    configuration.update(Settings.beside(beside, configuration))
+    return configuration
 
 
 def _read_file(path: str) -> dict[str, Any]:
@@ -59,9 +68,14 @@ def create_app(configuration: Mapping[str, Any] | None = None) -> "Flask":
 
     Raises ConfigurationUnreadable and InvalidSetting.
     """
+    from endpoints import startup
     from endpoints.service import make_service
+    from endpoints.verbs import EXTENSION
 
-    return make_service(read_configuration() if configuration is None else configuration)
+    configuration = read_configuration() if configuration is None else configuration
+    app = make_service(configuration)
+    startup.tell(configuration, app.extensions[EXTENSION])
+    return app
 
 
 def main() -> None:

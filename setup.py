@@ -10,6 +10,7 @@ setup(
     python_requires=">=3.11",
     packages=[
         "data",
+        "data.directories",
         "data.migrations",
         "data.migrations.versions",
         "data.storage",
@@ -54,6 +55,11 @@ setup(
         "swift": [
             "python-swiftclient>=4.4",  # SwiftStorage: OpenStack's own client; its tokens, retries, temporary URLs
             "python-keystoneclient>=5.0",  # its logins of version 2 and 3; python-swiftclient does not bring it
+        ],
+        "ldap": [
+            # AUTHENTICATION_TYPE: LDAP. Of three it alone installs without a compiler (python-ldap and bonsai come for
+            # Linux as sources only). It changes no more, hence our own sockets, bounds and TLS around it.
+            "ldap3>=2.9.1,<3",
         ],
         "dev": [
             "boto3-stubs[s3]>=1.34",  # types of the S3 client, for mypy

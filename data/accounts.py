@@ -77,13 +77,62 @@ class Role(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Scopes:
+    """What an OAuth token was given for, in Quay's words, e.g. `repo:read`; words that are unknown give nothing.
+
+    quay/quay, auth/scopes.py and auth/permissions.py.
+    """
+
+    words: frozenset[str]
+
+    @classmethod
+    def parse(cls, text: str) -> "Scopes":
+        """Return the scopes in `text`, which are separated by spaces or commas."""
+        return cls(frozenset(text.replace(",", " ").split()))
+
+    @property
+    def role(self) -> Role | None:
+        """The highest role that they allow in a repository; None if they allow none."""
+        return max((role for word, role in _SCOPE_ROLES.items() if word in self.words), default=None)
+
+    @property
+    def creates(self) -> bool:
+        """Whether they allow to make repositories."""
+        return not self.words.isdisjoint(("repo:create", "org:admin"))
+
+    @property
+    def superuser(self) -> bool:
+        """Whether a superuser is one by them, too."""
+        return "super:user" in self.words
+
+
+_SCOPE_ROLES = {"repo:read": Role.READ, "repo:write": Role.WRITE, "repo:admin": Role.ADMIN}
+
+
+@dataclass(frozen=True, slots=True)
+class Delegate:
+    """The one repository that an access token is good for, and the role that it has there."""
+
+    namespace: str
+    repository: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
-    """A user or a robot that is enabled. `superuser`: may do what is everybody's, also where it is not theirs."""
+    """A user or a robot that is enabled. `superuser`: may do what is everybody's, also where it is not theirs.
+
+    `scopes` are those of the OAuth token by which the user came, None for one who may do all that is theirs. With a
+    `delegate` it is no user but an access token, whose id is below zero.
+    """
 
     id: int
     name: str
     robot: bool
     superuser: bool
+    reads_everything: bool = False
+    scopes: Scopes | None = None
+    delegate: Delegate | None = None
 
 
 class CredentialsRefused(Problem):
@@ -106,6 +155,29 @@ class TooManyLogins(CredentialsRefused):
         super().__init__(f"too many logins failed; try again in {max(1, round(retry_after))} seconds")
 
 
+class Elsewhere(Protocol):
+    """Users whose passwords are kept in another system."""
+
+    def authenticate(self, username: str, password: str) -> tuple[int, str, bool]:
+        """Return row and name of who has that name there and that password, and whether they are enabled here.
+
+        Raises CredentialsRefused, TooManyLogins, RegistryUnavailable, and DirectoryUnavailable.
+        """
+
+
+class Rights(Protocol):
+    """What the settings, or another system, say that users may do. `number` and `name` are those of a user's row."""
+
+    def is_superuser(self, number: int, name: str) -> bool:
+        """Tell whether a user may administer everything; never where it is not known just now."""
+
+    def reads_everything(self, number: int, name: str) -> bool:
+        """Tell whether a user may read everything; never where it is not known just now."""
+
+    def is_restricted(self, number: int, name: str) -> bool:
+        """Tell whether a user may not make repositories in their own namespace. Raises DirectoryUnavailable."""
+
+
 class Accounts(Protocol):
     """What has to be known of accounts. Every method may raise RegistryUnavailable."""
 
@@ -122,7 +194,10 @@ class Accounts(Protocol):
         """Return the highest role that `account` has in a repository, which need not exist; None if it has none."""
 
     def may_create(self, account: Account, namespace: str) -> bool:
-        """Tell whether `account` may make repositories in `namespace`; never where there is none that is enabled."""
+        """Tell whether `account` may make repositories in `namespace`; never where there is none that is enabled.
+
+        Raises DirectoryUnavailable where another system would have to be asked and does not answer.
+        """
 
 
 class SqlAccounts:
@@ -139,13 +214,23 @@ class SqlAccounts:
         superusers_full_access: bool = True,
         app_specific_tokens: bool = True,
         passwords: Passwords | None = None,
+        elsewhere: Elsewhere | None = None,
+        rights: Rights | None = None,
+        superusers_enabled: bool = True,
+        robots_allowed: frozenset[str] | None = None,
     ) -> None:
-        """Where `secrets` gives none, no robot and no app-specific token comes in. `own_engine` has verbs_superuser."""
+        """With `elsewhere` no password is right that is kept here. `own_engine` has verbs_superuser.
+
+        Where `secrets` gives none, no robot and no app-specific token comes in. Only those of `robots_allowed` come in,
+        and every robot where it is None.
+        """
         self._engine, self._own_engine, self._logins = engine, own_engine, logins
         self._secrets = secrets
         self._superusers, self._superusers_full_access = superusers, superusers_full_access
         self._app_specific_tokens = app_specific_tokens
+        self._superusers_enabled, self._robots_allowed = superusers_enabled, robots_allowed
         self._passwords = Passwords() if passwords is None else passwords
+        self._elsewhere, self._rights = elsewhere, rights
         self._told = False
         self._turns = tuple(threading.Lock() for _ in range(_TURNS))
 
@@ -160,6 +245,11 @@ class SqlAccounts:
         return self._by_password(username, password) if owner is None else self._by_token(username, owner, password)
 
     def _by_password(self, username: str, password: str) -> Account:
+        if self._elsewhere is not None:
+            number, name, enabled = self._elsewhere.authenticate(username, password)
+            if not enabled:
+                raise AccountDisabled(f"the user {name} is disabled")
+            return self._account(number, name, robot=False)
         named = User.username == username
         if "@" in username:
             named = or_(named, User.email == username)
@@ -204,6 +294,8 @@ class SqlAccounts:
         raise CredentialsRefused(_REFUSED)
 
     def _by_token(self, username: str, owner: str, password: str) -> Account:
+        if not self._lets_in(username):
+            raise CredentialsRefused("robots are not let in here")
         owning = aliased(User)
         query = (
             select(User.id, User.enabled, owning.enabled, RobotAccountToken.token)
@@ -219,6 +311,9 @@ class SqlAccounts:
         if not (enabled and owner_enabled):
             raise AccountDisabled(f"the robot {username} is disabled, or its owner is")
         return self._account(number, username, robot=True)
+
+    def _lets_in(self, robot: str) -> bool:
+        return self._robots_allowed is None or robot in self._robots_allowed
 
     def _by_app_token(self, password: str) -> Account:
         name, secret = password[:_TOKEN_NAME], password[_TOKEN_NAME:]
@@ -266,6 +361,8 @@ class SqlAccounts:
         )
         owner = robot_owner(name)
         if owner is not None:
+            if not self._lets_in(name):
+                return None
             owning = aliased(User)
             query = query.where(
                 exists(
@@ -279,10 +376,17 @@ class SqlAccounts:
         return self._account(row.id, row.username, robot=row.robot)
 
     def _account(self, number: int, name: str, *, robot: bool) -> Account:
-        return Account(number, name, robot, superuser=not robot and self._is_superuser(name))
+        if robot:
+            return Account(number, name, robot, superuser=False)
+        reads = self._rights is not None and self._rights.reads_everything(number, name)
+        # quay/quay, auth/permissions.py: who is both only reads.
+        superuser = not reads and self._is_superuser(number, name)
+        return Account(number, name, robot, superuser, reads_everything=reads)
 
-    def _is_superuser(self, name: str) -> bool:
-        if name in self._superusers:
+    def _is_superuser(self, number: int, name: str) -> bool:
+        if not self._superusers_enabled:
+            return False
+        if name in self._superusers or (self._rights is not None and self._rights.is_superuser(number, name)):
             return True
         query = select(SuperuserRow.username).where(SuperuserRow.username == name)
         try:
@@ -314,7 +418,8 @@ class SqlAccounts:
         everywhere = select(literal(Role.ADMIN.word)).where(_in_team(account, namespace, "admin"))
         with reached(self._engine) as connection:
             words = set(connection.scalars(union_all(permitted, everywhere)))
-        return max((role for role in Role if role.word in words), default=None)
+        least = Role.READ if account.reads_everything else None
+        return max((role for role in Role if role.word in words), default=least)
 
     def may_create(self, account: Account, namespace: str) -> bool:
         if not storable(namespace):
@@ -323,6 +428,8 @@ class SqlAccounts:
         everywhere = account.superuser and self._superusers_full_access
         if not everywhere and (account.robot or account.name != namespace):
             query = query.where(_in_team(account, namespace, "admin", "creator"))
+        elif not everywhere and self._rights is not None and self._rights.is_restricted(account.id, account.name):
+            return False
         with reached(self._engine) as connection:
             return connection.execute(query).first() is not None
 

@@ -12,10 +12,13 @@ from sqlalchemy import Connection, delete, select
 from sqlalchemy.engine import Row
 
 from data.database import Engine
+from data.logins import Logins
+from data.owntables import SuperuserRow, changing
 from data.registry import reached
 from data.secretbox import Secrets
 from data.tables import (
     AppSpecificAuthToken,
+    FederatedLogin,
     RepositoryKind,
     RepositoryPermission,
     RobotAccountToken,
@@ -123,9 +126,20 @@ def delete_account(connection: Connection, number: int) -> None:
         (TeamMember, TeamMember.user_id),
         (RobotAccountToken, RobotAccountToken.robot_account_id),
         (AppSpecificAuthToken, AppSpecificAuthToken.user_id),
+        (FederatedLogin, FederatedLogin.user_id),
     ):
         connection.execute(delete(table).where(column == number))
     connection.execute(delete(User).where(User.id == number))
+
+
+def forget(own_engine: Engine, name: str) -> None:
+    """Forget in our own tables what a user `name` was, so that a later one of that name is not it.
+
+    Raises DatabaseUnavailable.
+    """
+    query = delete(SuperuserRow).where(SuperuserRow.username == name)
+    changing(own_engine, lambda connection: connection.execute(query).rowcount)
+    Logins(own_engine).succeeded(name)
 
 
 def new_token() -> str:

@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import (
@@ -29,8 +30,8 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.pool import NullPool, StaticPool
 
+from data.connecting import UnusableDatabase, driver_arguments
 from data.tables import ENUMERATED, Base
-from util.problem import Problem
 
 __all__ = [
     "Engine",
@@ -50,14 +51,11 @@ _LOCK = 0x76657262  # names an advisory lock of PostgreSQL; any number of our ow
 _WRITES = "registry_verbs_writes"
 
 
-class UnusableDatabase(Problem):
-    """A database URL that cannot be used, or a folder that cannot be made. The text never shows a password."""
-
-    code = "DATABASE_UNUSABLE"
-
-
-def make_engine(uri: str) -> Engine:
+def make_engine(uri: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Engine:
     """Return an engine for the database at `uri`: SQLite, or PostgreSQL or MySQL as Quay writes them.
+
+    `arguments` is what the driver is told beside it, as in Quay's DB_CONNECTION_ARGS. SQLite's file is relative to the
+    working folder, as there.
 
     Nothing is connected yet, and a connection that broke while it was kept is replaced when it is asked for. SQLite's
     folder is made where it is missing, and no connection of it is kept, so that the engine may cross a fork. Raises
@@ -72,9 +70,9 @@ def make_engine(uri: str) -> Engine:
         if backend == "sqlite":
             return _sqlite_engine(url)
         if backend in ("postgresql", "postgres"):
-            return _server_engine(url.set(drivername="postgresql+psycopg"), _POSTGRESQL)
+            return _server_engine(url.set(drivername="postgresql+psycopg"), _POSTGRESQL, arguments)
         if backend in ("mysql", "mariadb"):
-            return _server_engine(url.set(drivername="mysql+pymysql"), _MYSQL)
+            return _server_engine(url.set(drivername="mysql+pymysql"), _MYSQL, arguments)
     except ImportError as error:
         raise UnusableDatabase(f"the driver for {backend} is not installed: {error}") from None
     raise UnusableDatabase(f"databases of kind {backend} are not read; there are: postgresql, mysql, sqlite")
@@ -96,11 +94,12 @@ _MYSQL = {
 }
 
 
-def _server_engine(url: URL, connecting: Mapping[str, Any]) -> Engine:
-    """Return an engine for a database server; what the URL's query says about `connecting` stands."""
+def _server_engine(url: URL, connecting: Mapping[str, Any], arguments: Mapping[str, Any]) -> Engine:
+    """Return an engine for a database server; what `arguments` and the URL's query say about `connecting` stands."""
+    told = {**connecting, **driver_arguments(url, arguments)}
     return create_engine(
         url,
-        connect_args={name: value for name, value in connecting.items() if name not in url.query},
+        connect_args={name: value for name, value in told.items() if name not in url.query},
         isolation_level="READ COMMITTED",  # MySQL's own default shows a transaction what was before its last lock
         pool_pre_ping=True,
         pool_recycle=1800,  # seconds; proxies and MySQL drop what is idle for long

@@ -17,6 +17,7 @@ from sqlalchemy import (
     cast,
     collate,
     exists,
+    false,
     func,
     or_,
     select,
@@ -60,11 +61,15 @@ class Referrer:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Who may read repositories that are not public: an account by its row, or who may read all there are."""
+    """Who may read repositories that are not public: an account by its row, or who may read all there are.
+
+    Without `public` those that are public count only where the account has a role in them.
+    """
 
     account: int | None = None
     robot: bool = False
     everything: bool = False
+    public: bool = True
 
 
 class Discovery:
@@ -159,7 +164,7 @@ def may_read(reader: Reader) -> ColumnElement[bool]:
     """Tell of a repository in a query whether `reader` may read it, as data.accounts does of one."""
     if reader.everything:
         return true()
-    public = Visibility.name == "public"
+    public = Visibility.name == "public" if reader.public else false()
     if reader.account is None:
         return public
     theirs = select(TeamMember.team_id).where(TeamMember.user_id == reader.account)

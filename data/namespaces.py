@@ -4,6 +4,8 @@ The law: a password and a robot's token are told to nobody again. A namespace is
 repositories goes only with them, and that must be said. What a deleted name was given is not a later one's.
 """
 
+import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from data.administered import (
     UserNotFound,
     delete_account,
     enumerated,
+    forget,
     namespace_row,
     new_token,
     organization_id,
@@ -25,14 +28,18 @@ from data.logins import Logins
 from data.owntables import DatabaseUnavailable, SuperuserRow, changing, database_now_ms, insert_unless_there, reading
 from data.passwords import hashed
 from data.repositories import mark_for_deletion
+from data.robotfederation import CONFIGURATION, ROBOTS, Trusted
 from data.tables import (
     MARKED_FOR_DELETION,
+    FederatedLogin,
+    LoginService,
     Repository,
     RepositoryPermission,
     RobotAccountToken,
     Team,
     TeamMember,
     TeamRole,
+    TeamSync,
     User,
 )
 from util.names import check_robot, check_username
@@ -94,7 +101,7 @@ class Namespaces(Administered):
         kept = hashed(password)  # takes a while, and not under the lock
         with self._changing() as connection:
             _check_free(connection, name)
-        self._forget(name)  # what was left of one who had that name before
+        forget(self._own_engine, name)  # what was left of one who had that name before
         with self._changing() as connection:
             _check_free(connection, name)
             values = {"username": name, "password_hash": kept, "verified": True}
@@ -143,7 +150,7 @@ class Namespaces(Administered):
         """
         with self._changing() as connection:
             _delete_namespace(connection, _person_id(connection, name), name, with_repositories=with_repositories)
-        self._forget(name)
+        forget(self._own_engine, name)
 
     def users(self) -> list[NamespaceListed]:
         """Return all users, by name."""
@@ -154,10 +161,6 @@ class Namespaces(Administered):
         with suppress(DatabaseUnavailable):  # beside a Quay that is only read there is none
             superusers |= set(reading(self._own_engine, lambda connection: connection.scalars(query).all()))
         return [NamespaceListed(name, email, enabled, name in superusers) for name, email, enabled in rows]
-
-    def _forget(self, name: str) -> None:
-        changing(self._own_engine, lambda connection: _make_superuser_no_more(connection, name))
-        Logins(self._own_engine).succeeded(name)
 
     # --- Organizations ------------------------------------------------------------------------------------------------
 
@@ -222,6 +225,22 @@ class Namespaces(Administered):
             connection.execute(delete(RobotAccountToken).where(RobotAccountToken.robot_account_id == number))
             _keep_token(connection, number, kept)
         return token
+
+    def federate_robot(self, name: str, trusted: Sequence[Trusted]) -> None:
+        """Have a robot come in by tokens of those who are `trusted`, in the place of whom it trusted before.
+
+        Raises InvalidName, UserNotFound, NotOurRegistry.
+        """
+        check_robot(name)
+        document = json.dumps({CONFIGURATION: [each.document for each in trusted]} if trusted else {})
+        with self._changing() as connection:
+            number = user_id(connection, name)
+            query = select(LoginService.id).where(LoginService.name == ROBOTS)
+            same = {"user_id": number, "service_id": connection.execute(query).scalar_one()}
+            changed = update(FederatedLogin).filter_by(**same).values(metadata_json=document)
+            if connection.execute(changed).rowcount == 0:
+                ident = f"robot:{number}"  # as Quay calls them
+                connection.execute(insert(FederatedLogin).values(**same, service_ident=ident, metadata_json=document))
 
     def _encrypted(self, token: str) -> str:
         box = self._secrets()
@@ -308,6 +327,7 @@ def _delete_namespace(connection: Connection, number: int, name: str, *, with_re
     of_teams = select(Team.id).where(Team.organization_id == number)
     for table in (RepositoryPermission, TeamMember):
         connection.execute(delete(table).where(table.team_id.in_(of_teams)))
+    connection.execute(delete(TeamSync).where(TeamSync.team_id.in_(of_teams)))
     connection.execute(delete(Team).where(Team.organization_id == number))
     robots = select(User.id).where(User.robot.is_(True), User.username.startswith(f"{name}+", autoescape=True))
     for robot in connection.scalars(robots).all():

@@ -219,7 +219,7 @@ class PushedBlobs:
         """Return the row of the blob that lies at its content's path in the preferred location."""
         number = next((row.id for row in _rows(connection, digest) if row.cas_path), None)
         if number is None:
-            values = {"content_checksum": str(digest), "cas_path": True, "uploading": False, "image_size": size}
+            values = {"content_checksum": str(digest), "cas_path": True, "image_size": size}
             number = connection.execute(insert(ImageStorage).values(values).returning(ImageStorage.id)).scalar_one()
         else:
             connection.execute(update(ImageStorage).where(ImageStorage.id == number).values(image_size=size))
@@ -250,7 +250,7 @@ def _rows(connection: Connection, digest: Digest) -> list[_Row]:
         )
         .outerjoin(ImageStoragePlacement, ImageStoragePlacement.storage_id == ImageStorage.id)
         .outerjoin(ImageStorageLocation, ImageStorageLocation.id == ImageStoragePlacement.location_id)
-        .where(ImageStorage.content_checksum == str(digest), ImageStorage.uploading.is_not(True))
+        .where(ImageStorage.content_checksum == str(digest))
         .order_by(ImageStorage.id)
     )
     found: dict[int, _Row] = {}

@@ -158,7 +158,6 @@ def _blobs(connection: Connection, repository: int, digests: Collection[Digest])
         asked = {str(digest): digest for digest in part}
         query = select(ImageStorage.id, ImageStorage.content_checksum, ImageStorage.image_size).where(
             ImageStorage.content_checksum.in_(asked),
-            ImageStorage.uploading.is_not(True),
             exists().where(ImageStoragePlacement.storage_id == ImageStorage.id),
         )
         rows = connection.execute(query.order_by(ImageStorage.id)).all()

@@ -7,23 +7,26 @@ digest while a tag that has not ended, hidden or not, leads to it. What is delet
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVarTuple, cast
 
 from sqlalchemy import Connection, Select, and_, case, exists, func, null, select, tuple_
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import aliased
 
 from data.database import Engine, UnusableDatabase, writing
 from data.lifetimes import alive, holders, holds, not_ended, reachable
+from data.replicas import Replicas
 from data.tables import (
     MARKED_FOR_DELETION,
+    NORMAL,
     ImageStorage,
     ImageStorageLocation,
     ImageStoragePlacement,
     Manifest,
     MediaType,
+    ProxyCacheConfig,
     Repository,
     RepositoryKind,
     Tag,
@@ -33,7 +36,7 @@ from data.tables import (
     now_utc,
 )
 from util.digest import Digest
-from util.problem import Missing, Problem
+from util.problem import Damaged, Missing, Problem
 
 Columns = TypeVarTuple("Columns")
 
@@ -41,7 +44,7 @@ _SHOWN = 10
 
 
 class RegistryUnavailable(Problem):
-    """A registry's database that cannot be reached, or that does not answer."""
+    """A registry's database that cannot be reached, does not answer, or does not let us read what we need of it."""
 
     code = "REGISTRY_UNAVAILABLE"
 
@@ -69,14 +72,27 @@ class ManifestNotFound(Missing):
     code = "MANIFEST_UNKNOWN"
 
 
+class ManifestNotFetched(Damaged):
+    """A manifest of which Quay's proxy cache knows the digest alone: it has not been fetched from upstream yet."""
+
+    code = "MANIFEST_NOT_FETCHED"
+
+
+class BlobNotPlaced(Damaged):
+    """A blob that lies in no storage: one that Quay's proxy cache has not fetched yet, or one that was lost."""
+
+    code = "BLOB_NOT_FOUND"
+
+
 @dataclass(frozen=True, slots=True)
 class RepositoryInfo:
-    """A repository. `kind` is `image` for container images."""
+    """A repository. `kind` is `image` for container images. `frozen`: it is read-only, or a mirror of another."""
 
     id: int
     kind: str
     public: bool
     namespace_enabled: bool
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +129,21 @@ class TagManifest:
 
 @dataclass(frozen=True, slots=True)
 class BlobLocation:
-    """Where a blob lies: `path` in any of the storages named by `locations`. `size` in bytes, None if not known."""
+    """Where a blob lies: `path` in any of the storages named by `locations`. `size` in bytes, None if not known.
+
+    Where it lies in none, `absence` says why, as far as that is known.
+    """
 
     digest: Digest
     path: str
     size: int | None
     locations: tuple[str, ...]
+    absence: str | None = field(default=None, compare=False)
+
+    def check_placed(self, what: str) -> None:
+        """Raise BlobNotPlaced where it lies in no storage; `what` is how the error calls it, e.g. `layer`."""
+        if not self.locations:
+            raise BlobNotPlaced(f"{what} {self.digest} is in no storage location: {self.absence or 'it was lost'}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +169,7 @@ class Registry(Protocol):
     def manifest(self, namespace: str, repository: str, reference: str) -> TagManifest:
         """Return the manifest that `reference`, a tag or a digest, means.
 
-        Raises TagNotFound or ManifestNotFound, and RepositoryNotFound.
+        Raises TagNotFound or ManifestNotFound, RepositoryNotFound, and ManifestNotFetched.
         """
 
     def has_manifest(self, namespace: str, repository: str, digest: str) -> bool:
@@ -185,7 +210,7 @@ class Registry(Protocol):
 def reached(engine: Engine, *, writes: bool = False) -> Iterator[Connection]:
     """Give a connection to the registry's database, in a transaction that writes if that is said (see `writing`).
 
-    Raises RegistryUnavailable.
+    Raises RegistryUnavailable, also for a table or column that is not there or that we may not read.
     """
     try:
         with writing(engine) if writes else engine.connect() as connection:
@@ -193,20 +218,29 @@ def reached(engine: Engine, *, writes: bool = False) -> Iterator[Connection]:
     except (OperationalError, InterfaceError, PoolExhausted, UnusableDatabase) as error:
         said = error.orig if isinstance(error, DBAPIError) else error
         raise RegistryUnavailable(f"the registry's database cannot be used: {' '.join(str(said).split())}") from error
+    except ProgrammingError as error:
+        fact = str(error.orig).partition("\n")[0]  # PostgreSQL shows the statement on the lines after
+        raise RegistryUnavailable(f"the registry's database cannot be used: {fact}") from error
 
 
 class SqlRegistry:
     """The registry that a database of Quay's tables describes."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, replicas: Replicas | None = None) -> None:
+        """Without `replicas` everything is read from `engine`."""
         self._engine = engine
+        self.replicas = Replicas() if replicas is None else replicas
 
     def _connected(self) -> AbstractContextManager[Connection]:
         return reached(self._engine)
 
     def repository(self, namespace: str, name: str) -> RepositoryInfo:
         query = (
-            in_repository(select(Repository.id, RepositoryKind.name, Visibility.name, User.enabled), namespace, name)
+            in_repository(
+                select(Repository.id, RepositoryKind.name, Visibility.name, User.enabled, Repository.state),
+                namespace,
+                name,
+            )
             .join(RepositoryKind, RepositoryKind.id == Repository.kind_id)
             .join(Visibility, Visibility.id == Repository.visibility_id)
         )
@@ -216,8 +250,8 @@ class SqlRegistry:
                 row = connection.execute(query).one_or_none()
         if row is None:
             raise repository_not_found(namespace, name)
-        number, kind, visibility, enabled = row
-        return RepositoryInfo(number, kind, visibility == "public", enabled)
+        number, kind, visibility, enabled, state = row
+        return RepositoryInfo(number, kind, visibility == "public", enabled, frozen=state != NORMAL)
 
     def manifest(self, namespace: str, repository: str, reference: str) -> TagManifest:
         columns = select(Manifest.digest, MediaType.name, Manifest.manifest_bytes, Manifest.repository_id)
@@ -240,13 +274,20 @@ class SqlRegistry:
         query = query.join(MediaType, MediaType.id == Manifest.media_type_id)
         if not storable(namespace, repository):
             raise repository_not_found(namespace, repository)
+        if ":" not in reference and storable(reference):
+            # What a tag means may be a moment old; that there is none, or nothing of it yet, may not.
+            followed = self.replicas.find(lambda connection: connection.execute(query).one_or_none())
+            if followed is not None and followed.manifest_bytes:
+                return _tag_manifest(followed)
         with self._connected() as connection:
             row = connection.execute(query).one_or_none() if storable(reference) else None
             if row is None:
                 existing = newest_tags(connection, namespace, repository, now)
+            elif not row.manifest_bytes:
+                absence = _absence(connection, namespace)
+                raise ManifestNotFetched(f"the manifest {row.digest} of {namespace}/{repository} is empty: {absence}")
         if row is not None:
-            digest, media_type, content, repository_id, tagged_ms = row
-            return TagManifest(Digest.parse(digest), media_type, content.encode(), repository_id, tagged_ms)
+            return _tag_manifest(row)
         if ":" in reference:
             raise ManifestNotFound(f"{namespace}/{repository} has no manifest {reference}")
         raise TagNotFound(f"{namespace}/{repository}", reference, existing)
@@ -278,7 +319,7 @@ class SqlRegistry:
             .join(ImageStorage, holds(Repository.id, now_utc()))
             .outerjoin(ImageStoragePlacement, ImageStoragePlacement.storage_id == ImageStorage.id)
             .outerjoin(ImageStorageLocation, ImageStorageLocation.id == ImageStoragePlacement.location_id)
-            .where(ImageStorage.content_checksum.in_(wanted), ImageStorage.uploading.is_not(True))
+            .where(ImageStorage.content_checksum.in_(wanted))
             .order_by(ImageStorage.id, ImageStorageLocation.name)
         )
         found: dict[int, BlobLocation] = {}
@@ -289,11 +330,14 @@ class SqlRegistry:
                 path = content_path(digest) if cas_path else f"sharedimages/{uuid}/layer"
                 locations = (*before, location) if location else before
                 found[number] = BlobLocation(digest, path, size, locations)
-        blobs: dict[Digest, BlobLocation] = {}
-        for blob in found.values():  # a blob that was stored twice: the older row, unless it lies nowhere
-            if blob.digest not in blobs or not blobs[blob.digest].locations:
-                blobs[blob.digest] = blob
-        return blobs
+            blobs: dict[Digest, BlobLocation] = {}
+            for blob in found.values():  # a blob that was stored twice: the older row, unless it lies nowhere
+                if blob.digest not in blobs or not blobs[blob.digest].locations:
+                    blobs[blob.digest] = blob
+            if all(blob.locations for blob in blobs.values()):
+                return blobs
+            absence = _absence(connection, namespace)
+        return {digest: blob if blob.locations else replace(blob, absence=absence) for digest, blob in blobs.items()}
 
     def registered(self, digests: Iterable[Digest]) -> set[Digest]:
         asked = {str(digest): digest for digest in digests}
@@ -399,6 +443,11 @@ class SqlRegistry:
             return connection.scalar(select(func.max(Tag.id))) or 0
 
 
+def _tag_manifest(row: Any) -> TagManifest:
+    digest, media_type, content, repository_id, tagged_ms = row
+    return TagManifest(Digest.parse(digest), media_type, content.encode(), repository_id, tagged_ms)
+
+
 def content_path(digest: Digest) -> str:
     """Return where storage holds the blob that `digest` names."""
     return f"{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
@@ -431,6 +480,19 @@ def newest_tags(connection: Connection, namespace: str, repository: str, now: in
     if not names:
         raise repository_not_found(namespace, repository)
     return [name for name in names if name]  # a repository without tags is one row without a name
+
+
+def _absence(connection: Connection, namespace: str) -> str:
+    """Return why something that is registered in `namespace` may have no bytes, and what to do."""
+    query = (
+        select(ProxyCacheConfig.upstream_registry)
+        .join(User, User.id == ProxyCacheConfig.organization_id)
+        .where(User.username == namespace)
+    )
+    upstream = connection.scalar(query.order_by(ProxyCacheConfig.id).limit(1))
+    if upstream is None:
+        return "the registry lost it, or has not received it; push the image again"
+    return f"{namespace} is a cache of {upstream}, from which Quay has not fetched it; pull the image through Quay once"
 
 
 def storable(*texts: str) -> bool:

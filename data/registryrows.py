@@ -44,7 +44,7 @@ class RegistryRows:
         """Return the row of a blob that lies at its content path in the storage `location`."""
         row = self.row(
             ImageStorage,
-            {"content_checksum": str(digest), "cas_path": True, "uploading": False},
+            {"content_checksum": str(digest), "cas_path": True},
             image_size=size,
             uncompressed_size=uncompressed_size,
         )

@@ -35,7 +35,7 @@ class SecretBox:
 
     def __init__(self, secret: str) -> None:
         """Raise UnusableSecret where `secret` is not a number, a UUID or a text of Latin-1."""
-        self._key = _key_of(secret)
+        self._key = key_of(secret)
 
     def encrypt(self, text: str) -> str:
         """Return `text` encrypted, another way each time."""
@@ -60,8 +60,11 @@ class SecretBox:
             raise Undecryptable("a text was encrypted under another DATABASE_SECRET_KEY, or was changed") from error
 
 
-def _key_of(secret: str) -> bytes:
-    """Return the key as Quay derives it: of a number its digits in base 16, of a UUID its bytes, else the letters."""
+def key_of(secret: str, setting: str = "DATABASE_SECRET_KEY") -> bytes:
+    """Return 32 bytes as Quay derives them: of a number its digits in base 16, of a UUID its bytes, else the letters.
+
+    Raises UnusableSecret naming the `setting`.
+    """
     for read in (_number, _uuid, _letters):
         try:
             seed = read(secret)
@@ -69,7 +72,7 @@ def _key_of(secret: str) -> bytes:
             continue
         if seed:
             return (seed * _KEY)[:_KEY]
-    raise UnusableSecret("DATABASE_SECRET_KEY is not usable; allowed: a number, a UUID, or letters of Latin-1")
+    raise UnusableSecret(f"{setting} is not usable; allowed: a number, a UUID, or letters of Latin-1")
 
 
 def _number(secret: str) -> bytes:

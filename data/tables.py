@@ -15,6 +15,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from util.oci import INDEX_OCI, LIST_V2, MANIFEST_OCI, MANIFEST_V1, MANIFEST_V1_SIGNED, MANIFEST_V2
 
+NORMAL = 0
+"""The `state` of a repository that may be changed. One that is read-only (1) or a mirror (2, 4) may only be read."""
+
 MARKED_FOR_DELETION = 3
 """The `state` of a repository that is on its way out and must not be seen."""
 
@@ -175,7 +178,11 @@ class Tag(Base):
 
 
 class ImageStorage(Base):
-    """A blob. `content_checksum` is its digest; with `cas_path` its place follows from that, else from `uuid`."""
+    """A blob. `content_checksum` is its digest; with `cas_path` its place follows from that, else from `uuid`.
+
+    `uploading` says nothing: Quay's uploads leave it at its default of true, and old rows have false or null there.
+    Whether the bytes are there is said by the placements.
+    """
 
     __tablename__ = "imagestorage"
     uuid: Mapped[str] = mapped_column(unique=True, default=_uuid)
@@ -221,6 +228,19 @@ class ImageStoragePlacement(Base):
     __table_args__ = (Index("imagestorageplacement_storage_id_location_id", "storage_id", "location_id", unique=True),)
     storage_id: Mapped[int] = mapped_column(ForeignKey("imagestorage.id"))
     location_id: Mapped[int] = mapped_column(ForeignKey("imagestoragelocation.id"), index=True)
+
+
+class ProxyCacheConfig(Base):
+    """The upstream registry, e.g. `docker.io` or `quay.io/acme`, of an organization that is a cache of it."""
+
+    __tablename__ = "proxycacheconfig"
+    organization_id: Mapped[int] = mapped_column(ForeignKey("user.id"), index=True)
+    creation_date: Mapped[datetime] = mapped_column(default=now_utc)
+    upstream_registry: Mapped[str]
+    upstream_registry_username: Mapped[str | None]
+    upstream_registry_password: Mapped[str | None]
+    expiration_s: Mapped[int] = mapped_column(default=86400)
+    insecure: Mapped[bool] = mapped_column(default=False)
 
 
 # --- Accounts ---------------------------------------------------------------------------------------------------------
@@ -298,12 +318,114 @@ class AppSpecificAuthToken(Base):
     last_accessed: Mapped[datetime | None]
 
 
-ENUMERATED: dict[type[Visibility | RepositoryKind | TagKind | MediaType | Role | TeamRole], tuple[str, ...]] = {
+class OAuthApplication(Base):
+    """An application of an organization, which users give tokens to."""
+
+    __tablename__ = "oauthapplication"
+    client_id: Mapped[str] = mapped_column(index=True)
+    fully_migrated: Mapped[bool] = mapped_column(default=False)
+    redirect_uri: Mapped[str]
+    application_uri: Mapped[str]
+    organization_id: Mapped[int] = mapped_column(ForeignKey("user.id"), index=True)
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(Text, default="")
+
+
+class OAuthAccessToken(Base):
+    """A token that somebody gave to an application, for some scopes. `token_code` is the hash of its secret part."""
+
+    __tablename__ = "oauthaccesstoken"
+    uuid: Mapped[str] = mapped_column(default=_uuid, index=True)
+    application_id: Mapped[int] = mapped_column(ForeignKey("oauthapplication.id"), index=True)
+    authorized_user_id: Mapped[int] = mapped_column(ForeignKey("user.id"), index=True)
+    scope: Mapped[str]
+    token_name: Mapped[str] = mapped_column(unique=True)
+    token_code: Mapped[str]
+    token_type: Mapped[str] = mapped_column(default="Bearer")
+    expires_at: Mapped[datetime]
+    data: Mapped[str] = mapped_column(Text, default="")
+
+
+class AccessToken(Base):
+    """A token that is good for one repository, whoever brings it. `token_code` is its secret part, encrypted."""
+
+    __tablename__ = "accesstoken"
+    token_name: Mapped[str] = mapped_column(unique=True)
+    token_code: Mapped[str]
+    repository_id: Mapped[int] = mapped_column(ForeignKey("repository.id"), index=True)
+    created: Mapped[datetime] = mapped_column(default=now_utc)
+    role_id: Mapped[int] = mapped_column(ForeignKey("role.id"), index=True)
+    temporary: Mapped[bool] = mapped_column(default=True)
+
+
+class ServiceKeyApproval(Base):
+    """That a key of Quay's counts, and why."""
+
+    __tablename__ = "servicekeyapproval"
+    approver_id: Mapped[int | None] = mapped_column(ForeignKey("user.id"), index=True)
+    approval_type: Mapped[str] = mapped_column(index=True)
+    approved_date: Mapped[datetime] = mapped_column(default=now_utc)
+    notes: Mapped[str] = mapped_column(Text, default="")
+
+
+class ServiceKey(Base):
+    """A public key of one of Quay's instances. It counts once somebody, or Quay itself, has approved it."""
+
+    __tablename__ = "servicekey"
+    name: Mapped[str]
+    kid: Mapped[str] = mapped_column(unique=True)
+    service: Mapped[str] = mapped_column(index=True)
+    jwk: Mapped[str] = mapped_column(Text)
+    metadata_json: Mapped[str] = mapped_column("metadata", Text, default="{}")
+    created_date: Mapped[datetime] = mapped_column(default=now_utc)
+    expiration_date: Mapped[datetime | None]
+    approval_id: Mapped[int | None] = mapped_column(ForeignKey("servicekeyapproval.id"), index=True)
+
+
+class LoginService(Base):
+    """Where users may come from who have no password here: `ldap`, `jwtauthn`, `oidc` and others."""
+
+    __tablename__ = "loginservice"
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+class FederatedLogin(Base):
+    """Who a user is elsewhere: `service_ident` is what that service calls them."""
+
+    __tablename__ = "federatedlogin"
+    __table_args__ = (
+        Index("federatedlogin_service_id_service_ident", "service_id", "service_ident", unique=True),
+        Index("federatedlogin_service_id_user_id", "service_id", "user_id", unique=True),
+    )
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id"), index=True)
+    service_id: Mapped[int] = mapped_column(ForeignKey("loginservice.id"), index=True)
+    service_ident: Mapped[str]
+    metadata_json: Mapped[str] = mapped_column(Text, default="{}")
+
+
+class TeamSync(Base):
+    """A team whose members are those of a group elsewhere. `config` is JSON, in a text that is JSON itself.
+
+    `transaction_id` changes whenever the team is brought in line, and `last_updated` is when that was last.
+    """
+
+    __tablename__ = "teamsync"
+    team_id: Mapped[int] = mapped_column(ForeignKey("team.id"), unique=True)
+    transaction_id: Mapped[str]
+    last_updated: Mapped[datetime | None] = mapped_column(index=True)
+    service_id: Mapped[int] = mapped_column(ForeignKey("loginservice.id"), index=True)
+    config: Mapped[str] = mapped_column(Text)
+
+
+ENUMERATED: dict[
+    type[Visibility | RepositoryKind | TagKind | MediaType | Role | TeamRole | LoginService], tuple[str, ...]
+] = {
     Visibility: ("public", "private"),
     RepositoryKind: ("image", "application"),
     TagKind: ("tag",),
     Role: ("admin", "write", "read"),
     TeamRole: ("admin", "creator", "member"),
+    LoginService: ("google", "github", "quayrobot", "ldap", "jwtauthn", "keystone", "dex", "oidc"),
     MediaType: (MANIFEST_V1, MANIFEST_V1_SIGNED, MANIFEST_V2, LIST_V2, MANIFEST_OCI, INDEX_OCI),
 }
 """The rows that every registry has."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from endpoints.commandline import Commands, ReadConfiguration, examples, services_of
+from endpoints.commandline import Commands, ReadConfiguration, echo, examples, services_of
 from util.problem import Problem
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _each(names: Iterable[str], work: Callable[[str], None]) -> None:
             work(name)
         except Problem as problem:
             failed = True
-            click.echo(f"registry-verbs: {problem}", err=True)
+            echo(f"registry-verbs: {problem}", err=True)
     if failed:
         sys.exit(1)
 
@@ -133,7 +133,7 @@ def user_ls(read: ReadConfiguration) -> None:
     for each in services.administration.users():
         state = "enabled" if each.enabled else "disabled"
         rank = "superuser" if each.superuser or each.name in services.settings.superusers else ""
-        click.echo(f"{each.name:24}  {state:8}  {rank:9}  {each.email or ''}".rstrip())
+        echo(f"{each.name:24}  {state:8}  {rank:9}  {each.email or ''}".rstrip())
 
 
 @user.command("rm", epilog=examples("registry-verbs user rm alice", "registry-verbs user rm bob --with-repositories"))
@@ -186,7 +186,7 @@ def org_create(read: ReadConfiguration, *, name: str, owner: str | None) -> None
 def org_ls(read: ReadConfiguration) -> None:
     """List the organizations, and whether one is disabled."""
     for each in _administration(read).organizations():
-        click.echo(f"{each.name:24}  {'enabled' if each.enabled else 'disabled'}")
+        echo(f"{each.name:24}  {'enabled' if each.enabled else 'disabled'}")
 
 
 @org.command("rm", epilog=examples("registry-verbs org rm acme --with-repositories"))
@@ -258,9 +258,36 @@ def team_remove(read: ReadConfiguration, *, organization: str, name: str, member
 @click.argument("organization")
 @click.pass_obj
 def team_ls(read: ReadConfiguration, organization: str) -> None:
-    """List an organization's teams: name, role, who is in them."""
+    """List an organization's teams: name, role, who is in them, and which group the users are those of."""
     for each in _administration(read).teams(organization):
-        click.echo(f"{each.name:24}  {each.rank:7}  {' '.join(each.members)}".rstrip())
+        group = "" if each.group is None else f"  (group {each.group})"
+        echo(f"{each.name:24}  {each.rank:7}  {' '.join(each.members)}{group}".rstrip())
+
+
+@team.command(
+    "sync",
+    epilog=examples(
+        "registry-verbs team sync acme developers --group cn=developers,ou=groups",
+        "registry-verbs team sync acme developers --off",
+    ),
+)
+@click.argument("organization")
+@click.argument("name")
+@click.option("--group", metavar="DN", help="The group in LDAP, with or without LDAP_BASE_DN at its end.")
+@click.option("--off", is_flag=True, help="Leave the team to itself again, with who is in it.")
+@click.pass_obj
+def team_sync(read: ReadConfiguration, *, organization: str, name: str, group: str | None, off: bool) -> None:
+    """Have the users of a team be the members of a group in LDAP, at once and from now on. Robots stay in it."""
+    if off is (group is not None):
+        raise click.UsageError("say --group DN or --off")
+    services = services_of(read)
+    if group is None:
+        services.administration.unsync_team(organization, name)
+        return
+    from endpoints.teamsyncing import sync_team
+
+    done = sync_team(services, organization, name, group)
+    echo(f"{organization}/{name} got {done.added} users and lost {done.removed}", err=True)
 
 
 # --- Robots -----------------------------------------------------------------------------------------------------------
@@ -279,7 +306,7 @@ def robot_create(read: ReadConfiguration, *, name: str) -> None:
 
     A robot may do nothing until it is granted something, or is in a team.
     """
-    click.echo(_administration(read).create_robot(name))
+    echo(_administration(read).create_robot(name))
 
 
 @robot.command("renew", epilog=examples("registry-verbs robot renew acme+ci > token"))
@@ -287,7 +314,42 @@ def robot_create(read: ReadConfiguration, *, name: str) -> None:
 @click.pass_obj
 def robot_renew(read: ReadConfiguration, *, name: str) -> None:
     """Give a robot another token and print it, this once; the one before is good for nothing from then on."""
-    click.echo(_administration(read).renew_robot(name))
+    echo(_administration(read).renew_robot(name))
+
+
+@robot.command(
+    "federate",
+    epilog=examples(
+        "registry-verbs robot federate acme+ci --issuer https://token.actions.example.com --subject repo:acme/app"
+        " --audience registry.example.com",
+        "registry-verbs robot federate acme+ci --off",
+    ),
+)
+@click.argument("name", metavar="OWNER+NAME")
+@click.option("--issuer", help="The https URL of an OpenID provider whose tokens the robot trusts.")
+@click.option("--subject", help="Whom a token has to be about: its claim `sub`.")
+@click.option("--audience", "audiences", multiple=True, help="Whom a token has to be for; may be repeated.")
+@click.option("--off", is_flag=True, help="Trust nobody any more.")
+@click.pass_obj
+def robot_federate(
+    read: ReadConfiguration,
+    *,
+    name: str,
+    issuer: str | None,
+    subject: str | None,
+    audiences: tuple[str, ...],
+    off: bool,
+) -> None:
+    """Let a robot log in with tokens of an OpenID provider, in the place of whom it trusted before.
+
+    The robot's name and such a token are good at /oauth2/federation/robot/token for a password that lasts an hour.
+    """
+    from data.robotfederation import Trusted
+
+    if off == bool(issuer or subject or audiences) or (not off and not (issuer and subject)):
+        raise click.UsageError("say --issuer and --subject, or --off")
+    trusted = [] if off else [Trusted.checked(issuer or "", subject or "", audiences)]
+    _administration(read).federate_robot(name, trusted)
 
 
 @robot.command("ls", epilog=examples("registry-verbs robot ls", "registry-verbs robot ls acme"))
@@ -296,7 +358,7 @@ def robot_renew(read: ReadConfiguration, *, name: str) -> None:
 def robot_ls(read: ReadConfiguration, owner: str | None) -> None:
     """List the robots, or those of an owner, and whether one is disabled."""
     for each in _administration(read).robots(owner):
-        click.echo(f"{each.name:24}  {'enabled' if each.enabled else 'disabled'}")
+        echo(f"{each.name:24}  {'enabled' if each.enabled else 'disabled'}")
 
 
 @robot.command("rm", epilog=examples("registry-verbs robot rm acme+ci"))
@@ -338,7 +400,7 @@ def repo_create(read: ReadConfiguration, *, name: tuple[str, str], public: bool)
 def repo_ls(read: ReadConfiguration, namespace: str | None) -> None:
     """List the repositories, or those of a namespace: public or private, name."""
     for each in _administration(read).repositories(namespace):
-        click.echo(f"{'public' if each.public else 'private':7}  {each.namespace}/{each.name}")
+        echo(f"{'public' if each.public else 'private':7}  {each.namespace}/{each.name}")
 
 
 @repo.command("rm", epilog=examples("registry-verbs repo rm acme/app"))
@@ -406,7 +468,7 @@ def permission_revoke(read: ReadConfiguration, *, name: tuple[str, str], who: st
 def permission_ls(read: ReadConfiguration, name: tuple[str, str]) -> None:
     """List what was granted in a repository: role, who. Owners and admins of all of the namespace need no grant."""
     for each in _administration(read).permissions(*name):
-        click.echo(f"{each.role.word:5}  {each.who}")
+        echo(f"{each.role.word:5}  {each.who}")
 
 
 COMMANDS = (user, org, team, robot, repo, permission)

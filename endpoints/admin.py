@@ -313,6 +313,6 @@ def _choice(name: str, choices: type[_Choice]) -> _Choice | None:
 
 def _limit() -> int:
     value = _parameter("limit") or "100"
-    if not value.isascii() or not value.isdigit() or int(value[:9]) not in _LIMITS:
+    if not value.isascii() or not value.isdigit() or len(value) > 9 or int(value) not in _LIMITS:
         raise answers.InvalidQuery(f"limit is {value!r}; allowed: {_LIMITS.start} to {_LIMITS.stop - 1}")
     return int(value)

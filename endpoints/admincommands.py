@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from endpoints.commandline import Commands, ReadConfiguration, examples, services_of
+from endpoints.commandline import Commands, ReadConfiguration, echo, examples, services_of
 from endpoints.rules import ImageName, InvalidRequest, Selection
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def prime(
     tell = teller(services.settings) if detach else lambda _: None
     jobs = Priming(services, tell).ask(what, forms, asked_by=getpass.getuser())
     if detach:
-        click.echo(f"{len(jobs)} derived images are asked for, in group {jobs[0].group_id}", err=True)
+        echo(f"{len(jobs)} derived images are asked for, in group {jobs[0].group_id}", err=True)
         return
     failed = _run(services, configuration, jobs)
     if failed:
@@ -126,13 +126,13 @@ def _run(services: "Services", configuration: Mapping[str, Any], jobs: "list[Job
         for thread in threads:
             thread.join()
     if waiting:
-        click.echo(f"registry-verbs: {len(waiting)} derived images wait for a server or a worker", err=True)
+        echo(f"registry-verbs: {len(waiting)} derived images wait for a server or a worker", err=True)
     failed = 0
     for job in jobs:
         found = None if job.id in waiting else services.jobs.find(job.id)
         if found is not None and found.state is not JobState.DONE:
             why = found.reason if found.state is JobState.FAILED else "it was cancelled"
-            click.echo(f"registry-verbs: {described(job)}: {why}", err=True)
+            echo(f"registry-verbs: {described(job)}: {why}", err=True)
             failed += 1
     return failed + len(waiting)
 
@@ -187,7 +187,7 @@ def derived_ls(
             size = each.bytes_done if each.size is None else each.size
             name = ImageName(each.namespace, each.repository, each.reference)
             why = f"  ({each.reason})" if each.reason is not None else ""
-            click.echo(f"{each.key}  {each.state:10}  {size:>14}  {each.platform:14}  {each.verb} of {name}{why}")
+            echo(f"{each.key}  {each.state:10}  {size:>14}  {each.platform:14}  {each.verb} of {name}{why}")
         after = page[-1].key
 
 
@@ -205,7 +205,7 @@ def derived_rm(read: ReadConfiguration, keys: tuple[str, ...]) -> None:
             drop(services, key)
         except DerivedNotFound as problem:
             absent = True
-            click.echo(f"registry-verbs: {problem}", err=True)
+            echo(f"registry-verbs: {problem}", err=True)
     if absent:
         sys.exit(1)
 
@@ -221,7 +221,7 @@ def admin_token() -> None:
 @click.pass_obj
 def admin_token_create(read: ReadConfiguration, *, name: str, days: float | None) -> None:
     """Make a token and print it. It is shown this once; only a hash of it is kept."""
-    click.echo(services_of(read).tokens.create(name, days=days))
+    echo(services_of(read).tokens.create(name, days=days))
 
 
 @admin_token.command("ls", epilog=examples("registry-verbs admin-token ls"))
@@ -231,7 +231,7 @@ def admin_token_ls(read: ReadConfiguration) -> None:
     for token in services_of(read).tokens.list():
         used = _day(token.last_used_ms, "never")
         ends = "expired" if token.expired else _day(token.expires_ms, "revoked")
-        click.echo(f"{token.name:24}  made {_day(token.created_ms, '')}  used {used:10}  until {ends}")
+        echo(f"{token.name:24}  made {_day(token.created_ms, '')}  used {used:10}  until {ends}")
 
 
 @admin_token.command("revoke", epilog=examples("registry-verbs admin-token revoke ci"))
@@ -242,7 +242,7 @@ def admin_token_revoke(read: ReadConfiguration, names: tuple[str, ...]) -> None:
     tokens = services_of(read).tokens
     absent = [name for name in names if not tokens.revoke(name)]
     for name in absent:
-        click.echo(f"registry-verbs: there is no token {name!r}", err=True)
+        echo(f"registry-verbs: there is no token {name!r}", err=True)
     if absent:
         sys.exit(1)
 
@@ -260,18 +260,20 @@ def worker(read: ReadConfiguration, processes: int | None) -> None:
 
     With VERBS_BROKER_URL it hears of them by Redis or RabbitMQ; without, it looks into the database.
     """
+    from endpoints import startup
     from endpoints.priming import check_rules, check_writable
     from endpoints.services import operators_services
 
     configuration = dict(read())
     services = operators_services(configuration)
+    startup.tell(configuration, services)
     check_writable(services)
     check_rules(services.settings.prime, services.formatters)
     make_services = partial(operators_services, configuration)
     _log()
 
     def ready() -> None:
-        click.echo("Waiting for jobs")
+        echo("Waiting for jobs")
 
     if services.settings.broker_url is not None:
         from endpoints.celeryapp import CeleryWorker
@@ -290,7 +292,9 @@ def worker(read: ReadConfiguration, processes: int | None) -> None:
 
 
 def _log() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from endpoints.loglines import log_to_stderr
+
+    log_to_stderr(logging.INFO)
 
 
 def _day(milliseconds: int | None, otherwise: str) -> str:

@@ -1,7 +1,6 @@
 """The command `analyze`: what the layers of an image bring and waste, for people, or as JSON.
 
-The law: as in commands.py, to which it belongs. What an image says of itself is shown with no character that a terminal
-would obey.
+The law: as in commands.py, to which it belongs.
 """
 
 import shutil
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from endpoints.commandline import ReadConfiguration, examples, image_name, platform_of, services_of
+from endpoints.commandline import ReadConfiguration, echo, examples, image_name, platform_of, services_of
 from endpoints.rules import ImageName
+from util.printable import printable
 
 if TYPE_CHECKING:
     from endpoints.analyzing import AnalyzedImage, AnalyzedLayer
@@ -54,11 +54,11 @@ def analyze(
     most = None if all_ else TOP
     analyzed = analysis_of(services, services.permission, image, platform)
     if as_json:
-        click.echo(json.dumps(document(analyzed, most=most), indent=2))
+        click.echo(json.dumps(document(analyzed, most=most), indent=2))  # which escapes all but ASCII
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in _lines(analyzed, most):
-        click.echo(line if width is None or len(line) <= width else line[: width - 1] + "…")
+    for line in map(printable, _lines(analyzed, most)):
+        echo(line if width is None or len(line) <= width else line[: width - 1] + "…")
 
 
 def _lines(analyzed: "AnalyzedImage", most: int | None) -> Iterator[str]:
@@ -117,15 +117,11 @@ def _command(text: str) -> str:
     text = " ".join(text.split()).removesuffix(_BUILDKIT)
     for shell in _SHELL:
         text = text.removeprefix(shell)
-    return _printable(text)
+    return text
 
 
 def _shown(name: bytes) -> str:
-    return _printable(name.decode("utf-8", "backslashreplace"))
-
-
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _size(size: int) -> str:

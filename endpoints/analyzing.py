@@ -16,6 +16,7 @@ from endpoints.services import Services
 from util.imageconfig import History
 from util.layeranalysis import LayerAnalysis, LayerUse, WastedPath, analyze
 from util.platform import Platform
+from util.problem import letting_go
 
 TOP = 20
 """How many wasted paths are told of unless all are wanted, and how many whiteouts of a layer that hide nothing."""
@@ -67,8 +68,9 @@ def analysis_of(
     finder = ImageFinder(services.registry, services.storage, permission)
     image = finder.find(name.namespace, name.repository, name.reference, platform)
     blobs = finder.blobs(name.namespace, name.repository, image.layers)
-    indexes = services.indexes.many(blobs, [layer.diff_id for layer in image.layers])
-    found = analyze(indexes, layers=[str(blob.digest) for blob in blobs], limits=services.limits)
+    with letting_go():
+        indexes = services.indexes.many(blobs, [layer.diff_id for layer in image.layers])
+        found = analyze(indexes, layers=[str(blob.digest) for blob in blobs], limits=services.limits)
     sizes = {
         blob.digest: services.storage.size(blob.locations, blob.path) if blob.size is None else blob.size
         for blob in blobs

@@ -10,12 +10,14 @@ from http import HTTPStatus
 from typing import Any
 
 from flask import Response, json, request
-from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import HTTPException
+from werkzeug.http import quote_header_value
 
 from data.accounts import CredentialsRefused, TooManyLogins
+from data.directories.directory import DirectoryUnavailable
 from data.owntables import DatabaseUnavailable
 from data.registry import RegistryUnavailable
+from data.robotfederation import IssuerUnavailable
 from data.storage.base import StorageUnavailable
 from endpoints import audit
 from endpoints.access import Denied, Unauthenticated
@@ -58,6 +60,8 @@ _STATUS: tuple[tuple[type[Problem], HTTPStatus], ...] = (
     (SigningFailed, HTTPStatus.SERVICE_UNAVAILABLE),
     (NothingToSign, HTTPStatus.SERVICE_UNAVAILABLE),
     (StorageUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (DirectoryUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (IssuerUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (DatabaseUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (RegistryUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (Missing, HTTPStatus.NOT_FOUND),
@@ -75,22 +79,33 @@ def status_of(problem: Problem) -> HTTPStatus:
     return next((status for kind, status in _STATUS if isinstance(problem, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
+def said_to_log(problem: Problem) -> str:
+    """Return what the log says of `problem`: more than its own text, where that is not for strangers."""
+    return f"{problem}: {problem.reason}" if isinstance(problem, DirectoryUnavailable) else str(problem)
+
+
 def of_problem(problem: Problem) -> Response:
     """Answer a problem with its own code and text, and with what there is instead where it knows that."""
     status = status_of(problem)
     audit.failed("answer", problem)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(problem, Unavailable):
-        log.error("%s %s: %s", request.method, request.path, problem)
+        log.error("%s %s: %s", request.method, request.path, said_to_log(problem))
     existing = getattr(problem, "existing", None)
     detail = {"existing": [str(item) for item in existing]} if existing is not None else None
     answer = _answer(status, problem.code, str(problem), detail)
     if isinstance(problem, (Busy, TooManyLogins)):
         answer.headers["Retry-After"] = str(math.ceil(problem.retry_after))
     if status is HTTPStatus.UNAUTHORIZED:
-        answer.www_authenticate = WWWAuthenticate("basic", {"realm": request.host})
+        answer.headers["WWW-Authenticate"] = basic_challenge()
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         answer.headers["Allow"] = ""  # no other method would do: RFC 9110, 10.2.1
     return answer
+
+
+def basic_challenge() -> str:
+    """Return the field WWW-Authenticate that asks for a name and a password."""
+    # Always quoted, as RFC 9110, 11.5 has it; Werkzeug quotes only what it has to.
+    return f"Basic realm={quote_header_value(request.host, allow_token=False)}"
 
 
 def of_http_exception(exception: HTTPException) -> Response | HTTPException:

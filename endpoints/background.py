@@ -16,6 +16,7 @@ from endpoints.jobpool import Ended, MakeServices
 from endpoints.jobrunner import JobRunner
 from endpoints.priming import Tell, Watch
 from endpoints.services import Services
+from endpoints.teamsyncing import sync_stale, syncs
 from util.problem import Problem
 
 log = logging.getLogger(__name__)
@@ -78,9 +79,21 @@ def stop_all() -> None:
 
 
 def watch(services: Services, tell: Tell, stopping: threading.Event) -> Sequence[threading.Thread]:
-    """Look at new tags until `stopping`, if there are rules for them; return the thread that does."""
-    if not services.settings.prime:
-        return ()
+    """Look at new tags until `stopping`, if there are rules for them, and at groups, if teams are synced with some.
+
+    Returns the threads that do.
+    """
+    threads = []
+    if services.settings.prime:
+        threads.append(_priming(services, tell, stopping))
+    if syncs(services):
+        threads.append(_syncing(services, stopping))
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _priming(services: Services, tell: Tell, stopping: threading.Event) -> threading.Thread:
     looking = Watch(services, tell)
 
     def look() -> None:
@@ -89,9 +102,19 @@ def watch(services: Services, tell: Tell, stopping: threading.Event) -> Sequence
             if stopping.wait(services.settings.prime_seconds):
                 return
 
-    thread = threading.Thread(target=look, name="watch", daemon=True)
-    thread.start()
-    return (thread,)
+    return threading.Thread(target=look, name="watch", daemon=True)
+
+
+def _syncing(services: Services, stopping: threading.Event) -> threading.Thread:
+    """Return the thread, not yet begun, that brings teams in line with groups until `stopping`."""
+
+    def work() -> None:
+        while True:
+            regularly(lambda: sync_stale(services), "teams are not brought in line with groups")
+            if stopping.wait(services.settings.authentication.sync_seconds):
+                return
+
+    return threading.Thread(target=work, name="team-sync", daemon=True)
 
 
 def regularly(work: Callable[[], object], otherwise: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from flask import current_app, request
 
 from data.accounts import Account
+from data.programlogins import OAUTH_TOKEN_USER, limited, may_be_oauth_token
 from endpoints.access import Action, Unauthenticated
 from endpoints.services import Services
 from endpoints.tokens import TokenRefused, Tokens
@@ -52,7 +53,8 @@ class Caller:
 def caller() -> Caller:
     """Return who sends the request that is being answered.
 
-    Raises CredentialsRefused, CredentialsUnusable, TokenRefused, TokensUnavailable, RegistryUnavailable.
+    Raises CredentialsRefused, CredentialsUnusable, TokenRefused, TokensUnavailable, RegistryUnavailable,
+    DirectoryUnavailable.
     """
     known: Caller | None = request.environ.get(_CALLER)
     if known is None:
@@ -84,8 +86,12 @@ def _read() -> Caller:
     if given is not None and given.type == "basic":
         return Caller(services.accounts.authenticate(given.username or "", given.password or ""))
     if given is not None and given.type == "bearer" and given.token:
+        if may_be_oauth_token(given.token):
+            return Caller(services.accounts.authenticate(OAUTH_TOKEN_USER, given.token))
         return _of_token(services, given.token)
-    raise CredentialsUnusable("these credentials are not understood: Basic, or Bearer with a token of /v2/auth")
+    raise CredentialsUnusable(
+        "these credentials are not understood: Basic, or Bearer with a token of /v2/auth or an OAuth token"
+    )
 
 
 def _of_token(services: Services, text: str) -> Caller:
@@ -96,4 +102,4 @@ def _of_token(services: Services, text: str) -> Caller:
     account = services.accounts.find(claims.account)
     if account is None or account.id != claims.account_id:
         raise TokenRefused("the token is not valid: its account is not there any more, or disabled")
-    return Caller(account, claims.granted)
+    return Caller(account if claims.scopes is None else limited(account, claims.scopes), claims.granted)

@@ -1,15 +1,17 @@
 """What the commands share: names of images, failures as one line, services with the operator's own access.
 
-The law: heavy modules are imported by the function that needs them, as in the commands themselves.
+The law: heavy modules are imported by the function that needs them, as in the commands themselves. Whatever a command
+shows goes through `echo`, so that no byte of a stranger's reaches a terminal but as a picture.
 """
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from endpoints.rules import ImageName, InvalidRequest
+from util.printable import printable
 from util.problem import Problem
 
 if TYPE_CHECKING:
@@ -20,14 +22,22 @@ if TYPE_CHECKING:
 ReadConfiguration = Callable[[], Mapping[str, Any]]
 
 
+def echo(line: str, *, file: "IO[str] | None" = None, err: bool = False) -> None:
+    """Write one line to stdout, to stderr with `err`, or to `file`, in printable characters."""
+    click.echo(printable(line), file=file, err=err)
+
+
 class Failed(click.ClickException):
     """A problem, as one line."""
 
     def __init__(self, problem: Problem) -> None:
-        super().__init__(" ".join(str(problem).split()))
+        from data.directories.directory import DirectoryUnavailable
+
+        said = problem.reason if isinstance(problem, DirectoryUnavailable) else str(problem)  # to the operator alone
+        super().__init__(" ".join(said.split()))
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"registry-verbs: {self.message}", file=file, err=True)
+        echo(f"registry-verbs: {self.message}", file=file, err=True)
 
 
 class Misconfigured(Failed):
@@ -40,10 +50,19 @@ class Commands(click.Group):
     """A group of commands whose problems become failures."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        import logging
+
+        from endpoints.loglines import OneLine
         from endpoints.settings import InvalidSetting
 
+        if logging.lastResort is not None:  # what shows warnings where nothing else is set up to
+            logging.lastResort.setFormatter(OneLine())
         try:
             return super().invoke(ctx)
+        except click.ClickException as refusal:
+            # It quotes arguments, which a script may have from anywhere.
+            object.__setattr__(refusal, "message", printable(refusal.message))
+            raise
         except Problem as problem:
             raise (Misconfigured if isinstance(problem, InvalidSetting) else Failed)(problem) from problem
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from endpoints import accountcommands, admincommands, analysiscommand
+from endpoints import accountcommands, admincommands, analysiscommand, checkcommand
 from endpoints.commandline import (
     Commands,
     ReadConfiguration,
     compression_of,
+    echo,
     examples,
     image_name,
     options_of,
@@ -69,18 +70,21 @@ def cli() -> None:
 @click.pass_obj
 def serve(read: ReadConfiguration, host: str, port: int, workers: int | None) -> None:
     """Serve derived images over HTTP."""
+    from endpoints import startup
     from endpoints.server import Server
     from endpoints.service import make_service
+    from endpoints.verbs import EXTENSION
 
     configuration = read()
-    make_service(configuration)  # what is wrong with the settings is told once, here, and not by every worker
+    # What is wrong with the settings is told once, here, and not by every worker.
+    startup.tell(configuration, make_service(configuration).extensions[EXTENSION])
     workers = min(max(os.cpu_count() or 1, _WORKERS.start), _WORKERS.stop - 1) if workers is None else workers
     Server(
         lambda: make_service(configuration),
         host=host,
         port=port,
         workers=workers,
-        ready=lambda url: click.echo(f"Listening on {url}  (try: curl {url}/c1/)"),
+        ready=lambda url: echo(f"Listening on {url}  (try: curl {url}/c1/)"),
     ).run()
 
 
@@ -121,7 +125,7 @@ def import_(read: ReadConfiguration, *, source: str, image: ImageName, private: 
             private=private,
             progress=advance,
         )
-    click.echo(f"{image} is imported; try: registry-verbs derive rootfs {image} | tar -tv", err=True)
+    echo(f"{image} is imported; try: registry-verbs derive rootfs {image} | tar -tv", err=True)
 
 
 @cli.command(
@@ -214,12 +218,12 @@ def formats(read: ReadConfiguration) -> None:
     width = max(map(len, installed_formatters()))
     for verb, formatter in installed_formatters().items():
         url = f"{settings.url_scheme}://{settings.server_hostname}/c1/{verb}/NAMESPACE/REPOSITORY/TAG"
-        click.echo(f"{verb:{width}}  {formatter.summary}  [{formatter.media_type}]")
-        click.echo(f"{'':{width}}  {formatter.usage.format(url=url)}")
+        echo(f"{verb:{width}}  {formatter.summary}  [{formatter.media_type}]")
+        echo(f"{'':{width}}  {formatter.usage.format(url=url)}")
         for name, meaning in formatter.options.items():
-            click.echo(f"{'':{width}}  option {name}: {meaning}")
+            echo(f"{'':{width}}  option {name}: {meaning}")
         if formatter.unavailable is not None:
-            click.echo(f"{'':{width}}  unavailable: {formatter.unavailable}")
+            echo(f"{'':{width}}  unavailable: {formatter.unavailable}")
 
 
 @cli.command(
@@ -253,13 +257,13 @@ def gc(read: ReadConfiguration, *, dry_run: bool, adopt: bool) -> None:
         adopt_storage(services)
     report = collector_of(services, search=True).collect(dry_run=dry_run)
     for finding in report.dropped:
-        click.echo(f"{finding.reason:12}  {finding.size:>15}  {finding.what}")
-    click.echo(report.summary, err=True)
+        echo(f"{finding.reason:12}  {finding.size:>15}  {finding.what}")
+    echo(report.summary, err=True)
     for failure in report.failures:
-        click.echo(f"registry-verbs: {failure}", err=True)
+        echo(f"registry-verbs: {failure}", err=True)
     if report.failures:
         sys.exit(1)
 
 
-for command in (analysiscommand.analyze, *admincommands.COMMANDS, *accountcommands.COMMANDS):
+for command in (analysiscommand.analyze, checkcommand.check, *admincommands.COMMANDS, *accountcommands.COMMANDS):
     cli.add_command(command)

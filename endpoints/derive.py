@@ -24,7 +24,7 @@ from formats.formatter import Formatter, SourceImage
 from util.compression import Compression, compressed, compression_revision
 from util.layerindex import LayerIndex
 from util.oci import Platform
-from util.problem import Missing, Unavailable
+from util.problem import Missing, Unavailable, letting_go
 from util.streamlayerformat import LayerSource, StreamLayerMerger
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -192,10 +192,11 @@ class Deriver:
             return None
         image = self._packing.told(image)
         blobs = self._blobs(image)
-        indexes = [index for blob in blobs if (index := self._services.indexes.peek(blob)) is not None]
-        if len(indexes) < len(blobs):
-            return None
-        return image.formatter.size(image.source, self._rootfs(image, blobs, indexes))
+        with letting_go():
+            indexes = self._services.indexes.peek_many(blobs)
+            if indexes is None:
+                return None
+            return image.formatter.size(image.source, self._rootfs(image, blobs, indexes))
 
     def plan(self, image: DerivedImage) -> Planned | None:
         """Return what `image` will be, None for one that is wrapped, or whose format has to make it to know.
@@ -228,7 +229,10 @@ class Deriver:
     def _merged(self, image: DerivedImage) -> StreamLayerMerger:
         """Return the merged root file system, after indexing the layers that are not."""
         blobs = self._blobs(image)
-        return self._rootfs(image, blobs, self._services.indexes.many(blobs, [layer.diff_id for layer in image.layers]))
+        with letting_go():
+            return self._rootfs(
+                image, blobs, self._services.indexes.many(blobs, [layer.diff_id for layer in image.layers])
+            )
 
     def _blobs(self, image: DerivedImage) -> list[BlobLocation]:
         """Return where each layer lies, base first. Raises Damaged."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from data.directories.unusable import UnusableNow
 from endpoints import admin, analysis, metrics, v2
 from endpoints.access import AccountPermission, Permission, PublicOnly, ReadPermission, of_host
 from endpoints.audit import AUDIT, Audit
@@ -107,6 +108,8 @@ class RegistryVerbs:
             services = replace(services, permission=ours)
         app.extensions[EXTENSION] = services
         app.extensions[TOKENS] = Tokens(settings)
+        if isinstance(services.directory, UnusableNow):
+            log.error("nobody can log in with a password: %s", services.directory.reason)
         jobs = services.jobs
         metrics.look_up(app, "registry_verbs_jobs", "Jobs by state.", "state", lambda: dict(jobs.counts().items()))
         if services.signer is not None:

@@ -162,12 +162,13 @@ class ImageFinder:
     def blobs(self, namespace: str, repository: str, layers: Sequence[Layer]) -> list[BlobLocation]:
         """Return where each layer lies, in their order, after looking whether it does, and whole.
 
-        Raises BlobNotRegistered, BlobNotFound, BlobCutShort.
+        Raises BlobNotRegistered, BlobNotPlaced, BlobNotFound, BlobCutShort.
         """
         found = self._registry.blobs(namespace, repository, {layer.digest for layer in layers})
         for layer in layers:
             if layer.digest not in found:
                 raise BlobNotRegistered(f"layer {layer.digest} is not among the repository's blobs")
+            found[layer.digest].check_placed("layer")
         # One after the other would be a round trip to S3 for each of a hundred layers.
         with ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="blob") as pool:
             for _ in pool.map(self._check_blob, found.values()):
@@ -183,6 +184,7 @@ class ImageFinder:
         blob = self._registry.blobs(namespace, repository, [descriptor.digest]).get(descriptor.digest)
         if blob is None:
             raise BlobNotRegistered(f"the configuration {descriptor.digest} is not among the repository's blobs")
+        blob.check_placed("the configuration")
         # One byte more than a document may have, and parsing refuses it for its length.
         stream = self._storage.open(blob.locations, blob.path, length=MAX_DOCUMENT_SIZE + 1)
         try:

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING, NoReturn
 
+from endpoints.loglines import log_to_stderr
 from util.problem import Inexpressible, Malformed, Missing, Problem, TooLarge, Unsupported
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _serve(connection: Connection, make_services: MakeServices, level: int) -> N
     """Make what `connection` asks for, until it ends. This is what runs in the child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who tells us
     signal.signal(signal.SIGTERM, _leave)
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(level)
     wishes: queue.SimpleQueue[Asked] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, wishes), name="parent", daemon=True).start()
     maker = _Maker(make_services)

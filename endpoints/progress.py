@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from util.printable import printable
+
 if TYPE_CHECKING:
     from endpoints.stock import Made
 
@@ -28,7 +30,7 @@ def progress(what: str, total: int | None) -> Iterator[Advance]:
     columns = (TextColumn("{task.description}", markup=False), DownloadColumn(binary_units=True), TransferSpeedColumn())
     foreseeable = (BarColumn(), TimeRemainingColumn()) if total is not None else ()
     with Progress(*columns, *foreseeable, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(what, total=total)
+        task = shown.add_task(printable(what), total=total)
         yield lambda size: shown.advance(task, size)
 
 
@@ -66,7 +68,7 @@ def jobs_progress(total: int) -> Iterator[Show]:
                 shown.remove_task(lines.pop(gone))
             for what, made in running.items():
                 if what not in lines:
-                    lines[what] = shown.add_task(what, total=None)
+                    lines[what] = shown.add_task(printable(what), total=None)
                 shown.update(lines[what], completed=made.done, total=made.total)
 
         yield show

@@ -94,9 +94,14 @@ class RegistryGarbage:
 
 
 def garbage_of(services: "Services", *, search: bool = False) -> RegistryGarbage | None:
-    """Return the garbage of the registry that `services` keep, None where it is a Quay's, or only read."""
+    """Return the garbage of the registry that `services` keep.
+
+    None where it is a Quay's, only read, or keeps its garbage (FEATURE_GARBAGE_COLLECTION; and DISABLE_PUSHES, as
+    quay/quay, workers/gc/gcworker.py has it).
+    """
     settings = services.settings
-    if not settings.own_registry or settings.readonly:
+    keeps = settings.readonly or not settings.pushes or not settings.collects_garbage
+    if keeps or not settings.own_registry:
         return None
     return RegistryGarbage(
         Garbage(services.engine, services.storage, grace_seconds=settings.grace_seconds),
@@ -110,7 +115,7 @@ def garbage_of(services: "Services", *, search: bool = False) -> RegistryGarbage
 
 
 class NothingAdopted(Problem):
-    """A storage that is not to be the registry's alone: the registry is a Quay's, or only read."""
+    """A storage that is not to be the registry's alone: nothing of the registry is collected here."""
 
     code = "NOTHING_ADOPTED"
 
@@ -118,10 +123,13 @@ class NothingAdopted(Problem):
 def adopt_storage(services: "Services") -> None:
     """Say that all that lies in the storage is the registry's that `services` keep.
 
-    Raises NothingAdopted where that is a Quay's or only read, QuaysRegistry, StorageUnavailable, DatabaseUnavailable.
+    Raises NothingAdopted where there is nothing to collect (see `garbage_of`), QuaysRegistry, StorageUnavailable,
+    DatabaseUnavailable.
     """
     garbage = garbage_of(services)
     if garbage is None:
-        raise NothingAdopted("the registry is a Quay's or read-only: nothing in its storage is adopted")
+        raise NothingAdopted(
+            "the registry is a Quay's, read-only, or keeps its garbage: nothing in its storage is adopted"
+        )
     garbage.check()
     garbage.strays.adopt()

@@ -10,7 +10,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from endpoints import answers, appcdiscovery, audit, health, metrics
+from endpoints import answers, appcdiscovery, audit, federation, health, metrics
 from endpoints.extension import RegistryVerbs
 from endpoints.verbs import EXTENSION
 
@@ -28,6 +28,7 @@ def make_service(configuration: Mapping[str, Any]) -> Flask:
     app.register_blueprint(metrics.blueprint)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(appcdiscovery.blueprint)
+    app.register_blueprint(federation.blueprint)
     app.register_error_handler(HTTPException, answers.of_http_exception)
     app.register_error_handler(Exception, answers.of_exception)
     return app

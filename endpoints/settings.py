@@ -2,34 +2,43 @@
 
 The law: this module is pure. It is given a mapping (Quay's `config.yaml` as it is, with our `VERBS_*` keys beside
 it) and knows neither files nor the environment. A value may be of the key's own type or the text of one, because the
-environment has only texts. A value that cannot be used is an error that names the key, the value and what is allowed;
-keys of Quay's that mean nothing here are passed over, but an unknown `VERBS_*` key is an error: it is a misspelling.
+environment has only texts. A value that cannot be used is an error that names the key, the value and what is allowed.
+Other keys of Quay's are not looked at (`endpoints.quaykeys` knows them), but an unknown `VERBS_*` key is an error: it
+is a misspelling.
 """
 
 import contextlib
 import difflib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from endpoints import directorysettings
+from endpoints.directorysettings import AuthenticationSettings
 from endpoints.rules import InvalidRequest, Rule
-from util.bytesize import parse_bytes
-from util.problem import Problem
+from endpoints.settingvalues import InvalidSetting
+from endpoints.settingvalues import choice as _choice
+from endpoints.settingvalues import count as _count
+from endpoints.settingvalues import count_or_none as _count_or_none
+from endpoints.settingvalues import flag as _flag
+from endpoints.settingvalues import names as _names
+from endpoints.settingvalues import refused as _refused
+from endpoints.settingvalues import secret as _secret
+from endpoints.settingvalues import size as _bytes
+from endpoints.settingvalues import structure as _structure
+from endpoints.settingvalues import text as _text
+from endpoints.settingvalues import usernames as _usernames
+
+__all__ = ["DEFAULT_DATA_DIR", "InvalidSetting", "Location", "Replica", "Settings", "SigningKey"]
+from util.layerindex import LayerLimits
 
 DEFAULT_DATA_DIR = "var"
 _STORAGES = "DISTRIBUTED_STORAGE_CONFIG"
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?::[0-9]{1,5})?")
-
-
-class InvalidSetting(Problem):
-    """A configuration value that cannot be used, or a key of ours that does not exist."""
-
-    code = "SETTING_INVALID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,14 @@ class Location:
 
     driver: str
     parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A database that follows the registry's: its URL, and what its driver is told beside it, as Quay writes them."""
+
+    uri: str = field(repr=False)
+    arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +73,8 @@ class Settings:
     data_dir: str = DEFAULT_DATA_DIR
     db_uri: str = f"sqlite:///{DEFAULT_DATA_DIR}/registry.db"
     own_db_uri: str = f"sqlite:///{DEFAULT_DATA_DIR}/registry.db"
+    db_arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    replicas: tuple[Replica, ...] = ()
     spool_dir: str = f"{DEFAULT_DATA_DIR}/spool"
     storage_config: Mapping[str, Location] = field(default_factory=dict)
     storage_preference: tuple[str, ...] = ()
@@ -65,8 +84,7 @@ class Settings:
     anonymous_access: bool = True
     proxy_storage: bool = False
     nested_repositories: bool = True
-    max_entries: int = 5_000_000
-    max_size: int = 1 << 40
+    limits: LayerLimits = field(default_factory=LayerLimits)
     max_makings: int | None = None
     lease_seconds: int = 30
     keep_days: int = 30
@@ -84,9 +102,17 @@ class Settings:
     secret_key: str | None = None
     database_secret_key: str | None = None
     superusers: frozenset[str] = frozenset()
+    superusers_enabled: bool = True
+    robots_allowed: frozenset[str] | None = None
     superusers_full_access: bool = True
     app_specific_tokens: bool = True
+    require_encrypted_passwords: bool = False
+    service_key_service: str = "quay"
+    signed_seconds: int = 3660
     private_on_push: bool = True
+    pushes: bool = True
+    public_catalog: bool = True
+    collects_garbage: bool = True
     library_namespace: str | None = "library"
     max_layer: int | None = None
     url_seconds: int = 60
@@ -95,6 +121,7 @@ class Settings:
     upload_seconds: int = 86400
     pull_seconds: int = 20
     signing_key: SigningKey | None = None
+    authentication: AuthenticationSettings = field(default_factory=AuthenticationSettings)
 
     KEYS: ClassVar[tuple[str, ...]]
     FILES: ClassVar[tuple[str, ...]] = ("GPG2_PRIVATE_KEY_FILENAME", "GPG2_PUBLIC_KEY_FILENAME")
@@ -108,9 +135,8 @@ class Settings:
         files = {key: value for key in cls.FILES if isinstance(value := configuration.get(key), str)}
         placed: dict[str, Any] = {key: str(PurePath(folder, file)) for key, file in files.items()}
         storages = configuration.get(_STORAGES)
-        if isinstance(storages, str):
-            with contextlib.suppress(ValueError):  # told when it is parsed
-                storages = json.loads(storages)
+        with contextlib.suppress(InvalidSetting):  # told when it is parsed
+            storages = _structure(_STORAGES, storages, "", secret=True)
         if isinstance(storages, Mapping):
             placed[_STORAGES] = _placed(folder, storages)
         return {**configuration, **placed}
@@ -134,10 +160,16 @@ class Settings:
             db_uri=db_uri,
             own_registry=own_registry,
             superusers_full_access=read.get("FEATURE_SUPERUSERS_FULL_ACCESS", own_registry),
+            public_catalog=read.get("FEATURE_PUBLIC_CATALOG", own_registry),
+            pushes=not read.get("DISABLE_PUSHES", False),
+            robots_allowed=read.get("ROBOTS_WHITELIST", frozenset()) if read.get("ROBOTS_DISALLOW") else None,
+            replicas=_replicas(read),
             library_namespace=library,
             own_db_uri=read.get("VERBS_DB_URI", db_uri),
             spool_dir=read.get("VERBS_SPOOL_DIR", str(PurePath(data_dir, "spool"))),
             signing_key=_signing_key(read),
+            limits=LayerLimits(**{name: read[key] for key, name in _LIMITS.items() if key in read}),
+            authentication=directorysettings.authentication(read, own_registry=own_registry),
             storage_config=MappingProxyType(storages),
             storage_preference=preference,
             **{name: read[key] for key, name in _PLAIN.items() if key in read},
@@ -171,6 +203,12 @@ def _preference(read: Mapping[str, Any], storages: Mapping[str, Location]) -> tu
     return tuple(dict.fromkeys((*preferred, *storages)))
 
 
+def _replicas(read: Mapping[str, Any]) -> tuple[Replica, ...]:
+    """Return the replicas; one that says nothing of how to connect is connected to as the registry's database is."""
+    shared = read.get("DB_CONNECTION_ARGS", {})
+    return tuple(Replica(uri, shared if own is None else own) for uri, own in read.get("DB_READ_REPLICAS", ()))
+
+
 def _signing_key(read: Mapping[str, Any]) -> SigningKey | None:
     if "SIGNING_ENGINE" not in read:
         return None
@@ -178,16 +216,6 @@ def _signing_key(read: Mapping[str, Any]) -> SigningKey | None:
         if key not in read:
             raise InvalidSetting(f"{key} is not set, and SIGNING_ENGINE {read['SIGNING_ENGINE']} needs it")
     return SigningKey(read["GPG2_PRIVATE_KEY_NAME"], *(read[key] for key in Settings.FILES))
-
-
-def _refused(key: str, value: object, allowed: str) -> InvalidSetting:
-    return InvalidSetting(f"{key} is {value!r}; allowed: {allowed}")
-
-
-def _text(key: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise _refused(key, value, "a text that is not empty")
-    return value.strip()
 
 
 def _host(key: str, value: object) -> str:
@@ -202,66 +230,46 @@ def _database(key: str, value: object) -> str:
     return value  # never shown in an error: it may hold a password
 
 
+def _arguments(key: str, value: object) -> Mapping[str, Any]:
+    allowed = 'what the driver is told, by name, e.g. {"sslmode": "verify-full", "sslrootcert": "/etc/ssl/db.pem"}'
+    value = _structure(key, value, allowed, secret=True)
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise InvalidSetting(f"{key} is not usable; allowed: {allowed}")  # not shown: it may hold a password
+    return MappingProxyType(dict(value))
+
+
+def _read_replicas(key: str, value: object) -> tuple[tuple[str, Mapping[str, Any] | None], ...]:
+    allowed = 'a list of databases, e.g. [{"DB_URI": "postgresql://user:password@replica/quay"}]'
+    value = _structure(key, value, allowed, secret=True)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise InvalidSetting(f"{key} is not usable; allowed: {allowed}")
+    replicas = []
+    for number, entry in enumerate(value):
+        if not isinstance(entry, Mapping) or entry.get("DB_URI") is None:
+            raise InvalidSetting(f"{key}[{number}] has no DB_URI; allowed: {allowed}")
+        own = entry.get("DB_CONNECTION_ARGS")
+        replicas.append(
+            (
+                _database(f"{key}[{number}].DB_URI", entry["DB_URI"]),
+                None if own is None else _arguments(f"{key}[{number}].DB_CONNECTION_ARGS", own),
+            )
+        )
+    return tuple(replicas)
+
+
+def _robots(key: str, value: object) -> frozenset[str]:
+    return frozenset(_names(key, value, 'a list of robots, e.g. ["acme+mirror"]'))
+
+
 def _location(key: str, value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"/(?:[A-Za-z0-9._~-]+/)+", value):
         raise _refused(key, value, "the path of an internal location of nginx, e.g. /internal/")
     return value
 
 
-def _choice(*allowed: str) -> Callable[[str, object], str]:
-    def read(key: str, value: object) -> str:
-        if value not in allowed:
-            raise _refused(key, value, " or ".join(allowed))
-        return str(value)
-
-    return read
-
-
-def _flag(key: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    known = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    if isinstance(value, (str, int)) and str(value).strip().lower() in known:
-        return known[str(value).strip().lower()]
-    raise _refused(key, value, "true or false")
-
-
-def _count(key: str, value: object) -> int:
-    text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise _refused(key, value, "a whole number above zero")
-    return int(text)
-
-
-def _count_or_none(key: str, value: object) -> int:
-    """Return a number, or the zero that turns off what it is for."""
-    text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    if not text.isascii() or not text.isdigit():
-        raise _refused(key, value, "a whole number; 0 turns it off")
-    return int(text)
-
-
-def _bytes(key: str, value: object) -> int:
-    text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    size = parse_bytes(text)
-    if not size:
-        raise _refused(key, value, "a number of bytes above zero, also written as 500M, 20G or 1T")
-    return size
-
-
-def _structure(key: str, value: object, allowed: str) -> object:
-    """Return `value`, or what it writes as JSON when it is a text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise _refused(key, value, f"{allowed} (as JSON: {error})") from None
-
-
 def _storages(key: str, value: object) -> dict[str, Location]:
     allowed = 'names with a driver and its parameters, e.g. {"default": ["LocalStorage", {"storage_path": "/data"}]}'
-    value = _structure(key, value, allowed)
+    value = _structure(key, value, allowed, secret=True)
     if not isinstance(value, Mapping) or not value:
         raise InvalidSetting(f"{key} is not usable; allowed: {allowed}")
     storages = {}
@@ -277,25 +285,6 @@ def _storages(key: str, value: object) -> dict[str, Location]:
             raise InvalidSetting(f"{key}[{name!r}] is not usable; allowed: {allowed}")
         storages[name] = Location(pair[0], MappingProxyType(dict(pair[1])))
     return storages
-
-
-def _names(key: str, value: object, allowed: str = 'a list of storage names, e.g. ["default"]') -> tuple[str, ...]:
-    value = _structure(key, value, allowed)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(name, str) for name in value):
-        raise _refused(key, value, allowed)
-    return tuple(value)
-
-
-def _usernames(key: str, value: object) -> frozenset[str]:
-    return frozenset(_names(key, value, 'a list of user names, e.g. ["admin"]'))
-
-
-def _secret(key: str, value: object) -> str:
-    if isinstance(value, bytes):  # as a Flask application may have its own
-        value = value.hex()
-    if not isinstance(value, (str, int)) or isinstance(value, bool) or not str(value):
-        raise _refused(key, "…", "a text that is not empty")
-    return str(value)  # never shown in an error
 
 
 def _rules(key: str, value: object) -> tuple[Rule, ...]:
@@ -324,6 +313,8 @@ def _state(key: str, value: object) -> bool:
 
 _READERS: dict[str, Callable[[str, object], Any]] = {
     "DB_URI": _database,
+    "DB_CONNECTION_ARGS": _arguments,
+    "DB_READ_REPLICAS": _read_replicas,
     "DISTRIBUTED_STORAGE_CONFIG": _storages,
     "DISTRIBUTED_STORAGE_PREFERENCE": _names,
     "DISTRIBUTED_STORAGE_DEFAULT_LOCATIONS": _names,
@@ -336,9 +327,18 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "SECRET_KEY": _secret,
     "DATABASE_SECRET_KEY": _secret,
     "SUPER_USERS": _usernames,
+    "FEATURE_SUPER_USERS": _flag,
     "FEATURE_SUPERUSERS_FULL_ACCESS": _flag,
+    "ROBOTS_DISALLOW": _flag,
+    "ROBOTS_WHITELIST": _robots,
     "FEATURE_APP_SPECIFIC_TOKENS": _flag,
+    "FEATURE_REQUIRE_ENCRYPTED_BASIC_AUTH": _flag,
+    "INSTANCE_SERVICE_KEY_SERVICE": _text,
+    "REGISTRY_JWT_AUTH_MAX_FRESH_S": _count,
     "CREATE_PRIVATE_REPO_ON_PUSH": _flag,
+    "DISABLE_PUSHES": _flag,
+    "FEATURE_PUBLIC_CATALOG": _flag,
+    "FEATURE_GARBAGE_COLLECTION": _flag,
     "FEATURE_LIBRARY_SUPPORT": _flag,
     "LIBRARY_NAMESPACE": _text,
     "MAXIMUM_LAYER_SIZE": _bytes,
@@ -356,6 +356,19 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "VERBS_PULL_SECONDS": _count_or_none,
     "VERBS_MAX_ENTRIES": _count,
     "VERBS_MAX_SIZE": _bytes,
+    "VERBS_MAX_EXTENSION": _bytes,
+    "VERBS_MAX_NAME": _bytes,
+    "VERBS_MAX_DEPTH": _count,
+    "VERBS_MAX_ATTRIBUTE": _bytes,
+    "VERBS_MAX_ATTRIBUTES": _bytes,
+    "VERBS_MAX_GLOBAL": _bytes,
+    "VERBS_MAX_PIECES": _count,
+    "VERBS_MAX_WHITEOUTS": _count,
+    "VERBS_MAX_REPEATS": _count,
+    "VERBS_MAX_METADATA": _bytes,
+    "VERBS_MAX_GROWTH": _count,
+    "VERBS_MAX_LOOKUPS": _count,
+    "VERBS_PLAN_SECONDS": _count,
     "VERBS_MAX_MAKINGS": _count,
     "VERBS_SPOOL_DIR": _text,
     "VERBS_LEASE_SECONDS": _count,
@@ -370,6 +383,7 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "VERBS_AUDIT_LOG": _text,
     "VERBS_ACCEL_REDIRECT": _location,
     "VERBS_PROXIES": _count,
+    **directorysettings.READERS,
 }
 _PLAIN = {
     "SERVER_HOSTNAME": "server_hostname",
@@ -378,8 +392,6 @@ _PLAIN = {
     "FEATURE_ANONYMOUS_ACCESS": "anonymous_access",
     "FEATURE_PROXY_STORAGE": "proxy_storage",
     "FEATURE_EXTENDED_REPOSITORY_NAMES": "nested_repositories",
-    "VERBS_MAX_ENTRIES": "max_entries",
-    "VERBS_MAX_SIZE": "max_size",
     "VERBS_MAX_MAKINGS": "max_makings",
     "VERBS_LEASE_SECONDS": "lease_seconds",
     "VERBS_KEEP_DAYS": "keep_days",
@@ -395,8 +407,14 @@ _PLAIN = {
     "VERBS_PROXIES": "proxies",
     "SECRET_KEY": "secret_key",
     "DATABASE_SECRET_KEY": "database_secret_key",
+    "DB_CONNECTION_ARGS": "db_arguments",
     "SUPER_USERS": "superusers",
+    "FEATURE_SUPER_USERS": "superusers_enabled",
+    "FEATURE_GARBAGE_COLLECTION": "collects_garbage",
     "FEATURE_APP_SPECIFIC_TOKENS": "app_specific_tokens",
+    "FEATURE_REQUIRE_ENCRYPTED_BASIC_AUTH": "require_encrypted_passwords",
+    "INSTANCE_SERVICE_KEY_SERVICE": "service_key_service",
+    "REGISTRY_JWT_AUTH_MAX_FRESH_S": "signed_seconds",
     "CREATE_PRIVATE_REPO_ON_PUSH": "private_on_push",
     "MAXIMUM_LAYER_SIZE": "max_layer",
     "VERBS_URL_SECONDS": "url_seconds",
@@ -405,4 +423,5 @@ _PLAIN = {
     "VERBS_UPLOAD_SECONDS": "upload_seconds",
     "VERBS_PULL_SECONDS": "pull_seconds",
 }
+_LIMITS = {f"VERBS_{limit.name.upper()}": limit.name for limit in fields(LayerLimits)}
 Settings.KEYS = tuple(_READERS)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from data.accounts import Account
+from data.accounts import Account, Scopes
 from endpoints.secretfiles import SecretFileUnusable, kept_secret
 from endpoints.settings import Settings
 from util.problem import Problem
@@ -27,7 +27,9 @@ CATALOG = "catalog"
 _ALGORITHM = "HS256"
 _LEEWAY = 30  # seconds that two clocks may differ by
 _PURPOSE = b"registry-verbs: tokens of /v2/auth"
-_FILE = "secret-key"
+SECRET_FILE = "secret-key"  # noqa: S105 the name of a file
+"""The file in the data folder that holds SECRET_KEY where the settings do not."""
+
 _TYPES = {"repository", "registry"}
 
 
@@ -63,11 +65,15 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a token says: whose it is, None for nobody's, and what it is for, by name."""
+    """What a token says: whose it is, None for nobody's, and what it is for, by name.
+
+    `scopes` are those of the OAuth token that it was given for, None where it was another kind of login.
+    """
 
     account: str | None
     account_id: int | None
     granted: Mapping[str, frozenset[str]]
+    scopes: Scopes | None = None
 
 
 class Tokens:
@@ -81,7 +87,9 @@ class Tokens:
         """Return a token for `account`, or for nobody, that allows `access`."""
         import jwt
 
-        now, seconds, host = int(self._clock()), self._settings.token_seconds, self._settings.server_hostname
+        settings = self._settings
+        now, host = int(self._clock()), settings.server_hostname
+        seconds = min(settings.token_seconds, settings.signed_seconds)
         claims: dict[str, Any] = {
             "iss": host,
             "aud": host,
@@ -94,6 +102,8 @@ class Tokens:
         }
         if account is not None:
             claims["uid"] = account.id  # another account may come to have the name
+            if account.scopes is not None:
+                claims["scope"] = " ".join(sorted(account.scopes.words))
         return Token(jwt.encode(claims, self._key, algorithm=_ALGORITHM), now, seconds)
 
     def read(self, text: str) -> Claims:
@@ -113,21 +123,27 @@ class Tokens:
             )
         except jwt.InvalidTokenError as error:
             raise TokenRefused(f"the token is not valid: {error}") from None
-        return Claims(claims["sub"] or None, claims.get("uid"), _granted(claims["access"]))
+        scopes = Scopes.parse(claims["scope"]) if "scope" in claims else None
+        return Claims(claims["sub"] or None, claims.get("uid"), _granted(claims["access"]), scopes)
 
     @cached_property
     def _key(self) -> bytes:
-        from cryptography.hazmat.primitives.hashes import SHA256
-        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+        return signing_key(self._settings, _PURPOSE)
 
-        secret = self._settings.secret_key
-        if secret is None:
-            try:
-                secret = kept_secret(self._settings.data_dir, _FILE)
-            except SecretFileUnusable as error:
-                log.error("tokens cannot be signed; set SECRET_KEY: %s", error)  # noqa: TRY400 a fact
-                raise TokensUnavailable("tokens cannot be signed; the server's log says why") from None
-        return HKDF(algorithm=SHA256(), length=32, salt=None, info=_PURPOSE).derive(secret.encode())
+
+def signing_key(settings: Settings, purpose: bytes) -> bytes:
+    """Return the 32 bytes that are made of SECRET_KEY for `purpose` alone. Raises TokensUnavailable."""
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    secret = settings.secret_key
+    if secret is None:
+        try:
+            secret = kept_secret(settings.data_dir, SECRET_FILE)
+        except SecretFileUnusable as error:
+            log.error("tokens cannot be signed; set SECRET_KEY: %s", error)  # noqa: TRY400 a fact
+            raise TokensUnavailable("tokens cannot be signed; the server's log says why") from None
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(secret.encode())
 
 
 def _granted(access: Any) -> dict[str, frozenset[str]]:

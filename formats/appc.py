@@ -6,6 +6,7 @@ aci.md; the platforms are those of its schema/types/labels.go, the names of port
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -123,8 +124,11 @@ def mount_points(volumes: Iterable[str]) -> list[tuple[str, str]]:
     """Return a name and an absolute path for each volume, in the order of the paths. No name comes twice."""
     paths = sorted({posixpath.normpath(f"/{volume.lstrip('/')}") for volume in volumes if volume})
     named: dict[str, str] = {}
+    tried: Counter[str] = Counter()
     for path in paths:
-        name = _NOT_IN_A_NAME.sub("-", f"volume{path.lower()}").strip("-")
-        free = (each for each in (name, *(f"{name}-{at}" for at in range(1, len(paths) + 1))) if each not in named)
-        named[next(free)] = path
+        short = name = _NOT_IN_A_NAME.sub("-", f"volume{path.lower()}").strip("-")
+        while name in named:  # all numbers that were tried before are taken
+            tried[short] += 1
+            name = f"{short}-{tried[short]}"
+        named[name] = path
     return list(named.items())

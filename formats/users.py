@@ -13,6 +13,7 @@ from util.problem import Inexpressible
 
 _NUMBER = re.compile(r"[0-9]+", re.ASCII)
 _LAST_ID = (1 << 32) - 2  # the one after it means none
+_DIGITS = len(str(_LAST_ID))
 
 
 class UserNotInImage(Inexpressible):
@@ -66,7 +67,10 @@ def _lines(rootfs: Rootfs, path: bytes, fields: int) -> Iterator[list[str]]:
 
 
 def _id(text: str) -> int | None:
-    return int(text) if _NUMBER.fullmatch(text) and int(text) <= _LAST_ID else None
+    # More digits than any id has would be more than Python reads, too.
+    if not _NUMBER.fullmatch(text) or len(text.lstrip("0")) > _DIGITS or int(text.lstrip("0") or "0") > _LAST_ID:
+        return None
+    return int(text.lstrip("0") or "0")
 
 
 def _number(text: str, said: str) -> int:

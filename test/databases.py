@@ -130,6 +130,27 @@ def postgresql_server() -> Iterator[PostgresqlServer]:
         shutil.rmtree(data)
 
 
+@contextmanager
+def standby(server: PostgresqlServer) -> Iterator[PostgresqlServer]:
+    """Give a PostgreSQL that follows `server`, as a hot standby by streaming replication; it is gone afterwards.
+
+    Its queries give way at once to what it replays.
+    """
+    data = Path("/tmp") / f"verbs-postgresql-{uuid.uuid4().hex}"
+    _as_postgres("pg_basebackup", "--pgdata", str(data), "--dbname", server.uri, "--write-recovery-conf", "--no-sync")
+    with (data / "postgresql.auto.conf").open("a") as file:
+        file.write("max_standby_streaming_delay = 0\nwal_receiver_status_interval = 1\n")
+    (data / "log").unlink(missing_ok=True)
+    following = PostgresqlServer(data, free_port())
+    try:
+        following.start()
+        yield following
+    finally:
+        if (data / "postmaster.pid").exists():
+            following.stop("immediate")
+        shutil.rmtree(data)
+
+
 def _as_postgres(program: str, *arguments: str) -> None:
     """Run a program of the newest PostgreSQL here, which refuses to be run by root."""
     newest = max(Path("/usr/lib/postgresql").iterdir(), key=lambda path: int(path.name))

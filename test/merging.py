@@ -10,7 +10,13 @@ from util.compression import decompressed
 from util.digest import Digest
 from util.layerindex import LayerIndex, LayerLimits
 from util.layerreader import read_layer_index
+from util.storedindex import stored
 from util.streamlayerformat import LayerSource, StreamLayerMerger
+
+
+def dumped(index: LayerIndex) -> bytes:
+    """Return the bytes by which an index is kept."""
+    return b"".join(stored(index))
 
 
 def index_of(archive: bytes | Iterable[bytes], *, limits: LayerLimits | None = None) -> LayerIndex:

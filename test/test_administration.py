@@ -16,6 +16,7 @@ from data.accounts import AccountDisabled, CredentialsRefused, InvalidRole, Role
 from data.administered import NamespaceNotFound, NameTaken, NotOurRegistry, UserNotFound, new_token
 from data.administration import Administration
 from data.database import Engine, create_tables, make_engine, writing
+from data.federated import FederatedUsers
 from data.logins import Logins
 from data.namespaces import InvalidEmail, NamespaceListed, NamespaceNotEmpty, NoSecretKey, RobotListed
 from data.owntables import LoginRow, SuperuserRow, reading, upgrade
@@ -35,6 +36,7 @@ from data.tables import (
     User,
 )
 from data.teams import ForeignRobot, Rank, TeamListed, TeamNotFound
+from data.teamsyncs import SyncedTeam
 from test.databases import KINDS, database
 from test.people import PASSWORD, SECRET, People, quick_hash
 from util.names import InvalidName
@@ -648,6 +650,9 @@ def test_what_is_not_there_is_named(small: Office) -> None:
 # --- Registries that are not ours -------------------------------------------------------------------------------------
 
 
+NOWHERE = make_engine("sqlite://")
+FEDERATED = FederatedUsers(NOWHERE, NOWHERE, "ldap")
+SYNCED = SyncedTeam(1, 1, "acme", "devs", "cn=devs", "")
 CHANGES: dict[str, Callable[[Administration], object]] = {
     "create_user": lambda each: each.create_user("carol", PASSWORD),
     "set_password": lambda each: each.set_password("alice", "another-horse"),
@@ -660,6 +665,11 @@ CHANGES: dict[str, Callable[[Administration], object]] = {
     "delete_team": lambda each: each.delete_team("acme", "devs"),
     "add_member": lambda each: each.add_member("acme", "owners", "bob"),
     "remove_member": lambda each: each.remove_member("acme", "devs", "bob"),
+    "sync_team": lambda each: each.sync_team("acme", "devs", "cn=devs", "ldap"),
+    "unsync_team": lambda each: each.unsync_team("acme", "devs"),
+    "bring_in_line": lambda each: each.bring_in_line(
+        SYNCED, (), FederatedUsers(each._engine, each._own_engine, "ldap")
+    ),
     "create_robot": lambda each: each.create_robot("acme+cd"),
     "renew_robot": lambda each: each.renew_robot("acme+ci"),
     "delete_robot": lambda each: each.delete_robot("acme+ci"),
@@ -669,7 +679,7 @@ CHANGES: dict[str, Callable[[Administration], object]] = {
     "grant": lambda each: each.grant("acme", "app", "bob", Role.ADMIN),
     "revoke": lambda each: each.revoke("acme", "app", "alice"),
 }
-LISTS = {"users", "organizations", "teams", "robots", "repositories", "permissions"}
+LISTS = {"users", "organizations", "teams", "stale_teams", "robots", "repositories", "permissions"}
 
 
 def rows(engine: Engine) -> dict[str, list[Any]]:

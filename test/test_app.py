@@ -33,6 +33,7 @@ def test_files_of_keys_lie_beside_the_configuration_file(tmp_path: Path) -> None
     assert read_configuration({"VERBS_CONFIG": str(file), **environ}) == {
         "GPG2_PRIVATE_KEY_FILENAME": f"{tmp_path}/private.gpg",
         "GPG2_PUBLIC_KEY_FILENAME": "/etc/keys/public.gpg",
+        "VERBS_CONFIG_DIR": str(tmp_path),
     }
     assert read_configuration({"GPG2_PRIVATE_KEY_FILENAME": "private.gpg"}) == {
         "GPG2_PRIVATE_KEY_FILENAME": "private.gpg"
@@ -68,7 +69,9 @@ def test_a_misspelt_variable_of_ours_is_not_passed_over() -> None:
 def test_an_empty_file_is_no_configuration(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("# nothing yet\n")
-    assert read_configuration({"VERBS_CONFIG": str(file)}) == {}
+    assert read_configuration({"VERBS_CONFIG": str(file)}) == {"VERBS_CONFIG_DIR": str(tmp_path)}
+    elsewhere = {"VERBS_CONFIG_DIR": "/conf/stack"}
+    assert read_configuration({"VERBS_CONFIG": str(file), **elsewhere}) == elsewhere
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ from test.test_registry import Rows
 from test.test_storage_s3 import back_door, endpoint, settings, settle
 from util.compression import Compression
 from util.digest import Digest
-from util.layerindex import FORMAT_VERSION
 from util.oci import INDEX_OCI
 from util.packedlayer import PackedLayer
+from util.storedindex import FORMAT_VERSION
 
 __all__ = ["back_door", "endpoint", "settings"]
 
@@ -543,7 +543,7 @@ def test_a_row_that_names_something_else_is_told_and_deletes_nothing(world: Worl
 @on_every_storage
 def test_a_layer_index_goes_with_its_layer_and_with_its_version(world: World) -> None:
     there, gone = Digest.of(b"a layer that is there"), Digest.of(b"a layer that is gone")
-    world.rows.add(db.ImageStorage, content_checksum=str(there), image_size=1, cas_path=True, uploading=False)
+    world.rows.add(db.ImageStorage, content_checksum=str(there), image_size=1, cas_path=True)
     current = f"{INDEXES}/v{FORMAT_VERSION}"
     kept = f"{current}/{content_path(there)}"
     dropped = {f"{current}/{content_path(gone)}", f"{INDEXES}/v0/{content_path(there)}", f"{current}/sha256/xx/what"}

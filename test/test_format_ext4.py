@@ -264,7 +264,9 @@ def test_spare_room_is_one_however_it_is_written_and_nothing_where_it_is_the_def
     "text", ["", "-1", "lots", "1.5G", "1P", "٣", "32G", "3M", "512K", "17592186044417", "9" * 5000]
 )
 def test_spare_room_that_there_cannot_be_is_refused_with_what_is_allowed(text: str) -> None:
-    with pytest.raises(InvalidOption, match=f"^spare is '{text}'; allowed: 0, or 1M, 2M, 4M and so on up to 16G"):
+    with pytest.raises(
+        InvalidOption, match=f"^spare is '{text[:1000]}.*'; allowed: 0, or 1M, 2M, 4M and so on up to 16G"
+    ):
         Ext4Disk().with_options({"spare": text})
 
 

@@ -89,7 +89,6 @@ class World:
         values = {
             "content_checksum": str(digest),
             "image_size": len(content),
-            "uploading": False,
             "uuid": f"uuid of {content}",
             **more,
         }

@@ -3,6 +3,7 @@
 import gzip
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from data.storage.base import BlobNotFound, BlobWriter, StorageUnavailable
 from data.storage.distributed import DistributedStorage
 from data.storage.local import LocalStorage
 from test.layers import file, gzip_members, gzipped, layer, zstd_frame
+from test.merging import dumped
 from util.compression import CorruptStream, TruncatedStream
 from util.digest import Digest, DigestMismatch, Readable
-from util.layerindex import FORMAT_VERSION, LayerIndex, LayerLimits, LayerTooLarge, TruncatedLayer
+from util.layerindex import LayerLimits, LayerTooLarge, MetadataTooLarge, TruncatedLayer
+from util.storedindex import FORMAT_VERSION, restored_from
 from util.tarheader import MalformedHeader
 
 TAR = layer(file(b"a", b"content of a"), file(b"b/c", b"x" * 5000))
@@ -77,7 +80,7 @@ def test_a_layer_is_read_once_and_its_index_from_then_on(storage: Counting) -> N
     assert storage.opened == [blob.path]
     second = indexes(storage).get(blob, diff_id=Digest.of(TAR))
     assert storage.opened[1:] == [f"verbs/layerindex/v{FORMAT_VERSION}/{blob.path}"]
-    assert second.dump() == first.dump()
+    assert dumped(second) == dumped(first)
 
 
 def test_nothing_is_read_to_look_whether_there_is_an_index(storage: Counting) -> None:
@@ -87,7 +90,7 @@ def test_nothing_is_read_to_look_whether_there_is_an_index(storage: Counting) ->
     made = indexes(storage).get(blob)
     kept = indexes(storage).peek(blob)
     assert kept is not None
-    assert kept.dump() == made.dump()
+    assert dumped(kept) == dumped(made)
     assert storage.opened.count(blob.path) == 1
 
 
@@ -96,11 +99,11 @@ def test_an_index_that_cannot_be_read_is_made_anew(
     storage: Counting, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     blob = put(storage, gzipped(TAR))
-    sound = indexes(storage).get(blob).dump()
+    sound = dumped(indexes(storage).get(blob))
     place = place_of(storage, blob)
     assert place.read_bytes() == sound
     place.write_bytes(damage(sound))
-    assert indexes(storage).get(blob).dump() == sound
+    assert dumped(indexes(storage).get(blob)) == sound
     assert place.read_bytes() == sound
     assert f"the index of layer {blob.digest} cannot be read and is made anew" in caplog.text
 
@@ -277,4 +280,78 @@ def test_layers_and_diff_ids_are_as_many(storage: Counting) -> None:
 def test_what_is_kept_is_what_the_format_reads(storage: Counting) -> None:
     blob = put(storage, gzipped(TAR))
     made = indexes(storage).get(blob)
-    assert LayerIndex.load(place_of(storage, blob).read_bytes(), layer="x").names == made.names
+    assert restored_from(place_of(storage, blob).read_bytes(), layer="x").names == made.names
+
+
+# --- Limits -----------------------------------------------------------------------------------------------------------
+
+DEEP = layer(file(b"a/" * 60 + b"f"))
+
+
+def test_a_layer_beyond_a_limit_is_read_once_and_again_when_the_limit_was_raised(storage: Counting) -> None:
+    blob = put(storage, gzipped(DEEP))
+    for _ in range(3):
+        with pytest.raises(
+            MetadataTooLarge, match=rf"layer {blob.digest}: entry 'a/a/.*61 components.*VERBS_MAX_DEPTH"
+        ):
+            indexes(storage, LayerLimits(max_depth=20)).get(blob)
+    assert storage.opened.count(blob.path) == 1
+    with pytest.raises(MetadataTooLarge, match="VERBS_MAX_DEPTH"):
+        indexes(storage, LayerLimits(max_depth=20)).peek(blob)
+    with pytest.raises(MetadataTooLarge, match="VERBS_MAX_DEPTH"):
+        indexes(storage, LayerLimits(max_depth=20)).peek_many([blob])
+    assert indexes(storage, LayerLimits(max_depth=21)).peek(blob) is None
+    assert indexes(storage, LayerLimits(max_depth=61)).get(blob).names == [b"a/" * 60 + b"f"]
+    assert indexes(storage, LayerLimits(max_depth=61)).peek(blob) is not None
+
+
+def test_an_index_made_under_wider_limits_of_an_entry_is_made_anew(storage: Counting) -> None:
+    blob = put(storage, gzipped(DEEP))
+    indexes(storage).get(blob)
+    assert indexes(storage, LayerLimits(max_depth=61)).peek(blob) is None
+    indexes(storage, LayerLimits(max_depth=61)).get(blob)
+    assert indexes(storage).peek(blob) is not None, "what keeps narrower limits keeps wider ones"
+
+
+def test_other_bytes_are_told_as_that_and_not_remembered_as_a_layer_beyond_a_limit(storage: Counting) -> None:
+    blob = put(storage, gzipped(DEEP), digest=Digest.of(gzipped(TAR)), size=len(gzipped(DEEP)))
+    with pytest.raises(DigestMismatch):
+        indexes(storage, LayerLimits(max_depth=20)).get(blob)
+    assert nothing_is_kept(storage)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b'{"code": "X", "text": "", "limit": "max_depth", "most": 1}'])
+def test_a_refusal_that_cannot_be_read_is_found_out_anew(storage: Counting, damage: bytes) -> None:
+    blob = put(storage, gzipped(DEEP))
+    with pytest.raises(MetadataTooLarge):
+        indexes(storage, LayerLimits(max_depth=20)).get(blob)
+    place = place_of(storage, blob)
+    head, brace, _ = place.read_bytes().partition(b"{")
+    assert brace
+    place.write_bytes(head + damage)
+    with pytest.raises(MetadataTooLarge):
+        indexes(storage, LayerLimits(max_depth=20)).get(blob)
+    assert storage.opened.count(blob.path) == 2
+
+
+def test_the_layers_of_an_image_have_their_limits_together_and_none_is_blamed_for_that(storage: Counting) -> None:
+    tars = [layer(*(file(b"%d%03d" % (at, each)) for each in range(600))) for at in range(3)]
+    blobs = [put(storage, gzipped(tar)) for tar in tars]
+    for limits, setting in ((LayerLimits(max_entries=1000), "ENTRIES"), (LayerLimits(max_metadata=4000), "METADATA")):
+        with pytest.raises(LayerTooLarge, match=rf"the image has .*VERBS_MAX_{setting}"):
+            indexes(storage, limits).many(blobs, [None] * 3)
+        for blob in blobs:
+            assert len(indexes(storage, limits).get(blob)) == 600
+        with pytest.raises(LayerTooLarge, match=rf"the image has .*VERBS_MAX_{setting}"):
+            indexes(storage, limits).peek_many(blobs)
+        assert len(indexes(storage, limits).many([blobs[0]] * 3, [None] * 3)) == 3, "a layer counts once"
+
+
+def test_a_layer_is_read_once_by_all_who_want_it_at_a_time(storage: Counting) -> None:
+    blob = put(storage, gzipped(TAR))
+    all_want_it = indexes(storage)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: all_want_it.get(blob), range(8)))
+    assert storage.opened.count(blob.path) == 1
+    assert {dumped(index) for index in found} == {dumped(found[0])}
+    assert not all_want_it._turns._locks

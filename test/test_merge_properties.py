@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from test import layers, model
 from test.layers import Dialect
-from test.merging import index_of, merged, merger_of, source_of
+from test.merging import dumped, index_of, merged, merger_of, source_of
 from test.strategies import Stack, archives, dialects, entries, examples, stacks
 from util import layerreader, tarheader
 from util.compression import decompressed
 from util.digest import Digest, DigestMismatch, Readable
-from util.layerindex import LayerIndex
 from util.layerreader import read_layer_index
 from util.problem import Malformed, Problem
+from util.storedindex import restored_from
 from util.streamlayerformat import LayerSource, StreamLayerMerger
 
 path_prefixes = st.sampled_from([b"", b"rootfs/"])
@@ -73,8 +73,8 @@ def test_every_chunking_of_a_layer_gives_the_same_index(layer: list[layers.Entry
     whole = index_of(archive)
     assert whole.size == len(archive)
     assert whole.diff_id == Digest.of(archive)
-    assert index_of(layers.in_chunks(archive, size)).dump() == whole.dump()
-    assert LayerIndex.load(whole.dump(), layer="sha256:of-a-test").dump() == whole.dump()
+    assert dumped(index_of(layers.in_chunks(archive, size))) == dumped(whole)
+    assert dumped(restored_from(dumped(whole), layer="sha256:of-a-test")) == dumped(whole)
 
 
 class Dripping(BytesIO):
@@ -95,7 +95,7 @@ def test_the_output_is_the_same_however_layers_are_compressed_read_and_indexed(
     def source(blob: bytes) -> LayerSource:
         digest = Digest.of(blob)
         index = read_layer_index(decompressed(Dripping(blob)), layer=str(digest))
-        return LayerSource(digest, len(blob), LayerIndex.load(index.dump(), layer=str(digest)), lambda: Dripping(blob))
+        return LayerSource(digest, len(blob), restored_from(dumped(index), layer=str(digest)), lambda: Dripping(blob))
 
     merger = StreamLayerMerger([source(compress(tar)) for tar in tars], path_prefix=path_prefix)
     assert merger.size == len(expected)
@@ -286,6 +286,6 @@ def test_damaged_headers_are_found_on_either_way(
 
 def outcome_of(pieces: list[bytes]) -> bytes | str:
     try:
-        return index_of(pieces).dump()
+        return dumped(index_of(pieces))
     except Problem as problem:
         return str(problem)

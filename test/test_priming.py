@@ -278,7 +278,7 @@ def test_new_tags_are_looked_at_again_and_again(place: Place, stopping: threadin
 
 
 def test_without_rules_nobody_looks(place: Place, stopping: threading.Event) -> None:
-    assert watch(place.services(), Told(), stopping) == ()
+    assert not watch(place.services(), Told(), stopping)
 
 
 def test_a_look_that_fails_is_logged_and_the_next_one_comes(caplog: pytest.LogCaptureFixture) -> None:

@@ -272,9 +272,7 @@ def test_a_storage_that_fails_again_and_again_is_left_in_peace(
     location = _location(registry)
     with writing(registry.services.engine) as connection:
         for number in range(10):
-            row = connection.execute(
-                insert(db.ImageStorage).values(content_checksum=str(Digest.of(b"%d" % number)), uploading=False)
-            )
+            row = connection.execute(insert(db.ImageStorage).values(content_checksum=str(Digest.of(b"%d" % number))))
             assert row.inserted_primary_key is not None
             connection.execute(
                 insert(db.ImageStoragePlacement).values(storage_id=row.inserted_primary_key[0], location_id=location)

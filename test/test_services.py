@@ -98,7 +98,8 @@ def test_a_database_that_is_named_wrongly_is_told(tmp_path: Path) -> None:
 
 def test_no_connection_stays_open_that_could_cross_a_fork(tmp_path: Path) -> None:
     with database_uri("postgresql", tmp_path) as uri:
-        made = services(tmp_path, DB_URI=uri)
+        made = services(tmp_path, DB_URI=uri, VERBS_REGISTRY="own")
+        assert "Connections in pool: 0" in made.engine.pool.status()
         assert "Connections in pool: 0" in made.own_engine.pool.status()
         assert DerivedImages(made.own_engine).find(new().key) is None
         made.own_engine.dispose()

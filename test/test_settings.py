@@ -103,8 +103,8 @@ def test_every_value_may_be_the_text_that_the_environment_has() -> None:
     )
     assert settings.storage_config == {"a": Location("LocalStorage", {"storage_path": "/a"})}
     assert not settings.anonymous_access
-    assert settings.max_entries == 1000
-    assert settings.max_size == 20 << 30
+    assert settings.limits.max_entries == 1000
+    assert settings.limits.max_size == 20 << 30
     assert (settings.keep_days, settings.quota, settings.gc_seconds) == (0, 2 << 40, 60)
 
 
@@ -160,6 +160,8 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(key: str, val
         {"DB_URI": "hunter2"},
         {"VERBS_BROKER_URL": "hunter2"},
         {"DISTRIBUTED_STORAGE_CONFIG": {"a": ["S3Storage", "hunter2"]}},
+        {"DISTRIBUTED_STORAGE_CONFIG": '{"a": ["S3Storage", {"s3_secret_key": "hunter2"}]'},
+        {"DB_CONNECTION_ARGS": "password=hunter2"},
     ],
 )
 def test_a_refused_value_that_may_hold_a_secret_is_not_shown(configuration: dict[str, object]) -> None:

@@ -18,10 +18,19 @@ from util.problem import Problem
 
 ROOT = Path(app.__file__).parent
 PACKAGES = ("data", "endpoints", "formats", "util")
-COMMANDS = ("accountcommands", "admincommands", "analysiscommand", "commandline", "commands", "progress")
+COMMANDS = (
+    "accountcommands",
+    "admincommands",
+    "analysiscommand",
+    "checkcommand",
+    "commandline",
+    "commands",
+    "progress",
+)
 INSTALLED = sorted([ROOT / "app.py", *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))])
 TESTS = sorted((ROOT / "test").rglob("*.py"))
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def name(path: Path) -> str:
@@ -153,6 +162,32 @@ def test_the_readme_documents_every_setting(key: str) -> None:
 
 def test_the_readme_names_no_setting_that_is_none() -> None:
     assert set(re.findall(r"\bVERBS_[A-Z_]+\b", README)) <= {"VERBS_CONFIG", *Settings.KEYS}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_within_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text())
+    for file, anchor in links:
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), (file, anchor)
+
+
+def without_blocks(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what the headings of a page are linked by."""
+    titles = re.findall(r"^#+ (.*)$", without_blocks(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_line_of_a_page_is_longer_than_can_be_read(page: Path) -> None:
+    assert [
+        line for line in without_blocks(page).splitlines() if len(line) > 170 and not line.startswith(("|", "    "))
+    ] == []
 
 
 @pytest.mark.parametrize("command", cli.commands.values(), ids=lambda command: str(command.name))

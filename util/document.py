@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from util.digest import Digest, InvalidDigest
+from util.platform import is_word
 from util.problem import Malformed, TooLarge
 
 MAX_DOCUMENT_SIZE = 4 << 20
 """Bytes. The least that a registry must accept for a manifest, and more than any image in use needs."""
 MAX_DEPTH = 64
 MAX_NUMBER = (1 << 63) - 1
+_QUOTED = 100
 
 
 class MalformedManifest(Malformed):
@@ -86,6 +88,13 @@ class Fields:
         """Return a string that must be there."""
         self.required(name)
         return self.text(name) or ""
+
+    def word(self, name: str) -> str | None:
+        """Return a string that may be part of a platform, None where it is absent or empty."""
+        value = self.text(name) or None
+        if value is not None and not is_word(value):
+            raise self.error(name, f"is {value[:_QUOTED]!r}, which no platform has: letters, digits and ._+- alone")
+        return value
 
     def number(self, name: str) -> int | None:
         """Return an integer from 0 to 2^63 - 1, None where it is absent."""

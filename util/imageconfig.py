@@ -74,10 +74,10 @@ def config_of(document: Fields) -> ImageConfig:
     return ImageConfig(
         # The very oldest images say neither; they are all Linux on amd64.
         platform=Platform(
-            document.text("os") or "linux",
-            document.text("architecture") or "amd64",
-            document.text("variant"),
-            document.text("os.version"),
+            document.word("os") or "linux",
+            document.word("architecture") or "amd64",
+            document.word("variant"),
+            document.word("os.version"),
         ),
         document=document.values,
         created=document.text("created") or None,

@@ -6,7 +6,7 @@ otherwise it is shadowed by the layer that took the last one. So for each layer,
 and shadowed bytes.
 
 Looking at each of a hundred thousand entries takes long, so what happens to names is seen where the merge does it, and
-entries are only looked at where they are lost.
+entries are only looked at where they are lost. The work has a deadline, as planning has.
 """
 
 from bisect import bisect_right
@@ -14,8 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
 
+from util.deadline import Deadline
 from util.layerindex import FILE, LayerIndex, LayerLimits
 from util.mergeplan import plan_merge
 from util.mergetree import MergeTree
@@ -131,12 +131,15 @@ def analyze(
 
     Raises what plan_merge raises: a stack that cannot be merged cannot be analyzed.
     """
-    tree = _WatchedTree(indexes, layers)
+    limits = limits or LayerLimits()
+    tree = _WatchedTree(indexes, layers, limits)
     plan = plan_merge(indexes, layers=layers, limits=limits, tree=tree)
+    deadline = Deadline(limits)
     shadows: list[Counter[tuple[int, How]]] = [Counter() for _ in indexes]
     counts: list[Counter[tuple[int, How]]] = [Counter() for _ in indexes]
     wasted: dict[bytes, int] = defaultdict(int)
     for slot, loss in sorted(_lost_files(tree).items()):
+        deadline.tick()
         layer, size = tree.layer_with(slot), tree.size_of(slot)
         key = (loss[0], tree.how(slot, size, loss))
         shadows[layer][key] += size
@@ -158,7 +161,7 @@ def analyze(
         )
         for layer, index in enumerate(indexes)
     ]
-    return LayerAnalysis(tuple(uses), _wasted(tree, wasted), plan.size, _efficiency(indexes, tree.deleted))
+    return LayerAnalysis(tuple(uses), _wasted(tree, wasted), plan.size, _efficiency(indexes, tree.deleted, deadline))
 
 
 _Loss = tuple[int, int, int, bool]
@@ -172,14 +175,16 @@ _OPAQUE, _WHITEOUT, _REPLACED = range(3)
 class _WatchedTree(MergeTree):
     """A tree that writes down which entry loses its name, to which layer, and how."""
 
-    def __init__(self, indexes: Sequence[LayerIndex], layers: Sequence[str]) -> None:
-        super().__init__(indexes, layers)
+    def __init__(self, indexes: Sequence[LayerIndex], layers: Sequence[str], limits: LayerLimits) -> None:
+        super().__init__(indexes, layers, limits)
         self.lost: dict[int, _Loss] = {}
         self.idle: list[list[bytes]] = [[] for _ in indexes]
         """For each layer the whiteouts that find nothing."""
         self.deleted: list[dict[bytes, int]] = [{} for _ in indexes]
         """For each layer the directories that whiteouts delete, if an entry made them, with the bytes below each."""
         self._by, self._how, self._new, self._direct = 0, 0, -1, False
+        self._deleted_slots: list[int] = []
+        """What the whiteout that is being carried out has taken so far."""
 
     def apply(self, layer: int) -> None:
         self._by = layer
@@ -255,14 +260,18 @@ class _WatchedTree(MergeTree):
     def _white_out(self, path: bytes) -> None:
         self._how, self._new, self._direct = _WHITEOUT, -1, False
         made = self.made[path]
-        before, described = len(self.lost), self.is_directory(made) and (made >= 0 or path in self.metadata)
+        described = self.is_directory(made) and (made >= 0 or path in self.metadata)
+        self._deleted_slots = []
         super()._white_out(path)
         if described:
-            self.deleted[self._by][path] = sum(map(self.size_of, islice(self.lost, before, None)))
+            self.deleted[self._by][path] = sum(map(self.size_of, self._deleted_slots))
+        self._deleted_slots = []
 
     def _remove(self, path: bytes) -> None:
         slot = self.made[path]
         if slot >= 0:
+            if slot not in self.lost:
+                self._deleted_slots.append(slot)
             self.lost[slot] = (self._by, self._how, self._new, self._direct)
         super()._remove(path)
 
@@ -298,9 +307,12 @@ def _added(index: LayerIndex) -> int:
 
 def _wasted(tree: _WatchedTree, wasted: Mapping[bytes, int]) -> tuple[WastedPath, ...]:
     times: dict[bytes, list[int]] = {path: [] for path in wasted}
+    moved_in: list[dict[int, bytes]] = [{} for _ in tree.indexes]
+    for slot, path in tree.moved.items() if times else ():
+        layer = tree.layer_with(slot)
+        moved_in[layer][slot - tree.bases[layer]] = path
     for layer, index in enumerate(tree.indexes if times else ()):
-        base = tree.bases[layer]
-        moved = {slot - base: path for slot, path in tree.moved.items() if base <= slot < tree.bases[layer + 1]}
+        moved = moved_in[layer]
         for entry, name in enumerate(index.names):
             path = moved.get(entry, name) if moved else name
             if path in times and index.kinds[entry] == FILE:
@@ -311,7 +323,7 @@ def _wasted(tree: _WatchedTree, wasted: Mapping[bytes, int]) -> tuple[WastedPath
     )
 
 
-def _efficiency(indexes: Sequence[LayerIndex], deleted: Sequence[Mapping[bytes, int]]) -> float:
+def _efficiency(indexes: Sequence[LayerIndex], deleted: Sequence[Mapping[bytes, int]], deadline: Deadline) -> float:
     """Return the figure of `dive`: names are taken as they are written, and of directories only empty ones count."""
     smallest: dict[bytes, int] = {}
     total = 0
@@ -319,7 +331,7 @@ def _efficiency(indexes: Sequence[LayerIndex], deleted: Sequence[Mapping[bytes, 
         sizes = dict(zip(index.names, index.sizes, strict=True))
         for entry, sparse in index.sparse.items():
             sizes[index.names[entry]] = sparse.size
-        for folder in _folders(index):
+        for folder in _folders(index, deadline):
             sizes.pop(folder, None)
         sizes.pop(b"", None)
         total += sum(sizes.values())
@@ -333,12 +345,18 @@ def _efficiency(indexes: Sequence[LayerIndex], deleted: Sequence[Mapping[bytes, 
     return sum(smallest.values()) / total if total else 1.0
 
 
-def _folders(index: LayerIndex) -> set[bytes]:
-    """Return the directories that are not empty in the layer by itself."""
+def _folders(index: LayerIndex, deadline: Deadline) -> set[bytes]:
+    """Return those of the layer's directories that are not empty in it by itself."""
     folders = {name.rpartition(b"/")[0] for name in index.names}
+    named: set[bytes] | None = None
     for name in (*(path for path, _ in index.implied), *index.whiteouts):
         folder = name.rpartition(b"/")[0]
         while folder and folder not in folders:
-            folders.add(folder)
+            deadline.tick()
+            if named is None:
+                named = set(index.names)
+            # One without an entry counts for nothing, and of those a few whiteouts can name any number.
+            if folder in named:
+                folders.add(folder)
             folder = folder.rpartition(b"/")[0]
     return folders

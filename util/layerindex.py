@@ -8,23 +8,13 @@ are normalised here and nowhere else: bytes, relative to the root, without `.` a
 It is held in columns, one array per value, because one object per entry would cost a hundred times the time to load.
 """
 
-import json
-import struct
-import sys
+import threading
 from array import array
 from dataclasses import dataclass
 
 from util.digest import Digest
 from util.problem import Damaged, Malformed, TooLarge
 from util.tarheader import padding
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-FORMAT_VERSION = 2
-"""Goes up whenever what `dump` writes, or what `read_layer_index` makes of a tar, changes."""
 
 KEPT_FILES = frozenset((b"etc/passwd", b"etc/group"))
 """Files whose content an index keeps, for the formats that resolve users by name."""
@@ -72,26 +62,136 @@ class TruncatedLayer(Damaged):
 
 
 class LayerTooLarge(TooLarge):
-    """A layer with more entries or bytes than is allowed here."""
+    """A layer, or an image, with more entries or bytes than is allowed here.
+
+    `limit` is the field of LayerLimits that a layer exceeds by itself, and `most` its value then; None where the fact
+    is not one about a single layer's own bytes, and so must not be remembered with it.
+    """
 
     code = "LAYER_TOO_LARGE"
 
+    def __init__(self, text: str, *, limit: str | None = None, most: int = 0) -> None:
+        super().__init__(text)
+        self.limit = limit
+        self.most = most
 
-class UnreadableLayerIndex(Damaged):
-    """Stored bytes that are no layer index of this version; the index is made anew from the layer."""
 
-    code = "LAYER_INDEX_UNREADABLE"
+class MetadataTooLarge(LayerTooLarge):
+    """A layer, or an image, with longer or more names, links, attributes, maps or whiteouts than is allowed here."""
+
+    code = "LAYER_METADATA_TOO_LARGE"
+
+
+class OutputTooLarge(LayerTooLarge):
+    """An image that would be many times as large as the layers that it is made of."""
+
+    code = "IMAGE_OUTPUT_TOO_LARGE"
+
+
+class ImageTooComplex(LayerTooLarge):
+    """An image whose layers take more work to merge than is allowed here."""
+
+    code = "IMAGE_TOO_COMPLEX"
 
 
 @dataclass(frozen=True, slots=True)
 class LayerLimits:
-    """How much one layer, and one image, may hold."""
+    """How much one layer, and one image, may hold. Each is set by the setting VERBS_ and the field's name.
 
-    max_entries: int = 5_000_000
+    What is measured in bytes of memory was measured with CPython 3.11 on 64 bits: an entry of an index takes 85 bytes
+    beside its name, and some 170 more while it is made and while images are planned. At the defaults an image takes at
+    most some 700 MiB, the metadata that follow included.
+    """
+
+    max_entries: int = 2_000_000
+    """Of a layer, and of an image. A developer's whole machine has half a million files."""
     max_size: int = 1 << 40
     """Bytes of the uncompressed tar, and of what sparse files expand to."""
     max_extension: int = 1 << 20
-    """Bytes of all the extension headers of one entry."""
+    """Bytes of all the extension headers of one entry; the sparse map of a file lies there, too."""
+    max_name: int = 4096
+    """Bytes of a name or of a link's target: Linux's PATH_MAX, so nothing longer was ever packed from a disk by its
+    name. Names of up to 100 bytes pass whatever this says.
+    """
+    max_depth: int = 1024
+    """Components of a name. Half of what PATH_MAX has room for; the deepest trees of modules have a tenth."""
+    max_attribute: int = 64 << 10
+    """Bytes of one extended attribute, or of another record that is kept: Linux's XATTR_SIZE_MAX."""
+    max_attributes: int = 256 << 10
+    """Bytes of all that is kept of one entry's records: bsdtar writes each attribute twice, once of them in base64, so
+    one of the greatest size takes 152 KiB.
+    """
+    max_global: int = 64 << 10
+    """Bytes of all records in the global PAX headers of one layer, each with 64 more for what it takes in memory. `git
+    archive` writes one, of 52 bytes.
+    """
+    max_pieces: int = 1 << 16
+    """Pieces of one sparse file. The forms that maps are written in have room for about as many."""
+    max_whiteouts: int = 500_000
+    """Of one layer. Whole directories are deleted by one; the most that were seen, of emptied caches, are thousands."""
+    max_repeats: int = 1000
+    """Entries of one name in one layer. Builders that append to a layer write a name a few times."""
+    max_metadata: int = 256 << 20
+    """Bytes of names, and of all that comes beside the numbers of an entry: links, records, maps, whiteouts,
+    directories without an entry. Of one layer, and of an image. For names of 60 bytes that is twice what `max_entries`
+    need.
+    """
+    max_growth: int = 16
+    """How many times the bytes of its uncompressed layers an image's tar may have, holes of sparse files not counted,
+    and 16 MiB more. An honest entry grows from 512 bytes to 1,536 where its name with a prefix needs an extension; one
+    below a symlink that leads to the longest name there can be grows to 5,632, which is eleven times.
+    """
+    max_lookups: int = 10_000_000
+    """Names that may be looked up to find out where the entries of an image lie: some ten seconds. Parents that are
+    no symlinks are free, and others that were found are known from then on, so real images need less than one an entry.
+    """
+    plan_seconds: int = 60
+    """Seconds of processor time that an image may take to be planned, or analyzed. One of 160,000 entries takes 0.2."""
+
+    def too_large(self, limit: str, what: str, kind: type[LayerTooLarge] | None = None) -> LayerTooLarge:
+        """Return the error that something exceeds the field `limit`; `what` says what, and begins with its layer."""
+        most = getattr(self, limit)
+        setting = f"VERBS_{limit.upper()}"
+        return (kind or MetadataTooLarge)(f"{what}; at most {most} are allowed ({setting})", limit=limit, most=most)
+
+    def satisfied_by(self, made: "LayerLimits") -> bool:
+        """Tell whether every entry that was read under the limits `made` is allowed by these, too."""
+        return all(getattr(made, name) <= getattr(self, name) for name in _OF_AN_ENTRY)
+
+
+_OF_AN_ENTRY = (
+    "max_extension", "max_name", "max_depth", "max_attribute", "max_attributes", "max_global", "max_pieces",
+    "max_repeats",
+)  # fmt: skip
+LAYER_LIMITS = (*_OF_AN_ENTRY, "max_entries", "max_size", "max_whiteouts", "max_metadata")
+"""The limits that a layer keeps or exceeds by itself, whatever image it is in."""
+
+
+class Spent:
+    """What the layers of one image, of which several may be read at once, take together of what it may have."""
+
+    def __init__(self, limits: LayerLimits) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._entries = 0
+        self._metadata = 0
+
+    def add(self, entries: int, metadata: int) -> None:
+        """Count what one more layer, or one more part of one, has. Raises LayerTooLarge, MetadataTooLarge."""
+        with self._lock:
+            self._entries += entries
+            self._metadata += metadata
+            entries, metadata = self._entries, self._metadata
+        limits = self._limits
+        if entries > limits.max_entries:
+            raise LayerTooLarge(
+                f"the image has more than {limits.max_entries} entries; no more are allowed (VERBS_MAX_ENTRIES)"
+            )
+        if metadata > limits.max_metadata:
+            raise MetadataTooLarge(
+                "the image has names, links, records, maps and whiteouts of more than"
+                f" {limits.max_metadata} bytes; no more are allowed (VERBS_MAX_METADATA)"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +209,18 @@ class LayerIndex:
     """
 
     __slots__ = (
-        "devices", "diff_id", "flags", "gids", "implied", "kept", "kinds", "links", "modes", "mtimes", "names",
-        "opaques", "payloads", "records", "size", "sizes", "sparse", "starts", "tidy", "uids", "whiteouts",
+        "devices", "diff_id", "flags", "gids", "implied", "kept", "kinds", "limits", "links", "metadata", "modes",
+        "mtimes", "names", "opaques", "payloads", "records", "size", "sizes", "sparse", "starts", "tidy", "uids",
+        "whiteouts",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.diff_id = Digest.of(b"")
         self.size = 0
+        self.limits = LayerLimits()
+        """The limits under which the layer was read."""
+        self.metadata = 0
+        """What counts for LayerLimits.max_metadata (bytes of memory)."""
         self.names: list[bytes] = []
         self.kinds = bytearray()
         self.flags = bytearray()
@@ -128,6 +233,7 @@ class LayerIndex:
         self.mtimes = array("q")
         self.links: dict[int, bytes] = {}
         self.records: dict[int, dict[bytes, bytes]] = {}
+        """Equal ones are one object, so they must not be changed."""
         self.devices: dict[int, tuple[int, int]] = {}
         self.sparse: dict[int, Sparse] = {}
         self.kept: dict[int, bytes] = {}
@@ -150,94 +256,6 @@ class LayerIndex:
         """Return the bytes that the entry's file has once unpacked."""
         sparse = self.sparse.get(entry)
         return sparse.size if sparse else self.sizes[entry]
-
-    _COLUMNS = ("starts", "payloads", "sizes", "modes", "uids", "gids", "mtimes")
-
-    def dump(self) -> bytes:
-        """Return the index as bytes that `load` reads."""
-        rest = {
-            "diff_id": str(self.diff_id),
-            "size": self.size,
-            "tidy": self.tidy,
-            "links": [list(self.links), [link.decode("latin-1") for link in self.links.values()]],
-            "records": [
-                [entry, [[key.decode("latin-1"), value.decode("latin-1")] for key, value in records.items()]]
-                for entry, records in self.records.items()
-            ],
-            "devices": [[entry, *device] for entry, device in self.devices.items()],
-            "sparse": [[entry, sparse.size, sparse.pieces] for entry, sparse in self.sparse.items()],
-            "kept": [[entry, content.decode("latin-1")] for entry, content in self.kept.items()],
-            "whiteouts": [name.decode("latin-1") for name in self.whiteouts],
-            "opaques": [name.decode("latin-1") for name in self.opaques],
-            "implied": [[name.decode("latin-1"), entry] for name, entry in self.implied],
-        }
-        parts = [json.dumps(rest).encode(), b"\0".join(self.names), bytes(self.kinds), bytes(self.flags)]
-        for column in self._COLUMNS:
-            values: array[int] = getattr(self, column)
-            if sys.byteorder == "big":
-                values = array(values.typecode, values)
-                values.byteswap()
-            parts.append(values.tobytes())
-        head = struct.pack("<Q", len(self)) + b"".join(struct.pack("<Q", len(part)) for part in parts)
-        options: dict[int, int] = {
-            zstd.CompressionParameter.compression_level: 1,
-            zstd.CompressionParameter.checksum_flag: 1,
-        }
-        return _MAGIC + zstd.compress(head + b"".join(parts), options=options)
-
-    @classmethod
-    def load(cls, data: bytes, *, layer: str) -> "LayerIndex":
-        """Return the index that `dump` wrote. Raises UnreadableLayerIndex, which names `layer`."""
-        if not data.startswith(_MAGIC):
-            raise UnreadableLayerIndex(f"the index of layer {layer} is not of version {FORMAT_VERSION}")
-        try:
-            return cls._loaded(memoryview(zstd.decompress(data[len(_MAGIC) :])))
-        except (zstd.ZstdError, struct.error, ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
-            raise UnreadableLayerIndex(f"the index of layer {layer} cannot be read: {error}") from error
-
-    @classmethod
-    def _loaded(cls, view: memoryview) -> "LayerIndex":
-        count = 5 + len(cls._COLUMNS)
-        entries, *lengths = struct.unpack_from(f"<{count}Q", view)
-        position = 8 * count
-        parts: list[memoryview] = []
-        for length in lengths:
-            parts.append(view[position : position + length])
-            position += length
-        if position != len(view):
-            raise ValueError("its parts do not fill it")
-        rest = json.loads(bytes(parts[0]))
-        index = cls()
-        index.names = bytes(parts[1]).split(b"\0") if entries else []
-        index.kinds, index.flags = bytearray(parts[2]), bytearray(parts[3])
-        for name, part in zip(cls._COLUMNS, parts[4:], strict=True):
-            column: array[int] = getattr(index, name)
-            column.frombytes(part)
-            if sys.byteorder == "big":
-                column.byteswap()
-            if len(column) != entries:
-                raise ValueError("a column has another length")
-        if not len(index.names) == len(index.kinds) == len(index.flags) == entries:
-            raise ValueError("a column has another length")
-        index.diff_id, index.size, index.tidy = Digest.parse(rest["diff_id"]), rest["size"], rest["tidy"]
-        index.links = dict(zip(rest["links"][0], (link.encode("latin-1") for link in rest["links"][1]), strict=True))
-        index.records = {
-            entry: {key.encode("latin-1"): value.encode("latin-1") for key, value in records}
-            for entry, records in rest["records"]
-        }
-        index.devices = {entry: (major, minor) for entry, major, minor in rest["devices"]}
-        index.sparse = {
-            entry: Sparse(size, tuple((offset, length) for offset, length in pieces))
-            for entry, size, pieces in rest["sparse"]
-        }
-        index.kept = {entry: content.encode("latin-1") for entry, content in rest["kept"]}
-        index.whiteouts = [name.encode("latin-1") for name in rest["whiteouts"]]
-        index.opaques = [name.encode("latin-1") for name in rest["opaques"]]
-        index.implied = [(name.encode("latin-1"), entry) for name, entry in rest["implied"]]
-        return index
-
-
-_MAGIC = b"layerindex" + struct.pack("<H", FORMAT_VERSION)
 
 
 def shown(name: bytes) -> str:

@@ -5,6 +5,8 @@ front to back, base first, so an entry is written where its payload lies. What m
 directory whose metadata comes from a higher layer is written where the lower one stood; an implied directory right
 before the first entry that needs it; the first surviving name of a hard-linked file at its payload.
 
+What a plan may cost, and how much larger than its layers an image may be, has limits: see LayerLimits.
+
 It works on runs of neighbours that are written in the same way, found in columns of one byte per entry, because looking
 at each of a hundred thousand entries would take longer than inflating them.
 """
@@ -27,12 +29,14 @@ from util.layerindex import (
     LayerIndex,
     LayerLimits,
     LayerTooLarge,
+    OutputTooLarge,
     Sparse,
 )
 from util.mergetree import MergeTree
 from util.tarheader import BLOCK, END_OF_ARCHIVE, LONGEST_PREFIX, HeaderPatch, is_plain, padding, render_header
 
 _ALIVE = 0xFF
+_ALWAYS = 16 << 20  # bytes that an image may have, however small its layers are
 _SPECIAL = 16
 _ANCHOR = 32
 _RUNS = re.compile(rb"[Ccj]j*|[Rr]r*|[Ssa]")
@@ -84,22 +88,25 @@ class MergePlan:
         self._classes = _classes(copyable)
         self.patch = HeaderPatch(path_prefix)
         self._alive = bytearray(tree.bases[-1])
-        self._before: dict[int, list[tuple[bytes, int]]] = defaultdict(list)
+        self._standing: dict[int, dict[bytes, int]] = defaultdict(dict)
         self._links: dict[int, bytes] = {}
         self._promoted: dict[int, tuple[bytes, int]] = {}
         self._rehomed: dict[int, tuple[bytes, int]] = {}
         self._find_homes()
+        self._before = {slot: sorted(standing.items()) for slot, standing in self._standing.items()}
         self._anchors = sorted(self._before)
         self._special = sorted({slot for slot in self._exceptions() if self._alive[slot] or slot in self._promoted})
         root = self.root()
         self.head = b"" if root is None else self.header(root)
         """The header of the root itself, which comes first."""
         measured = [self._measure(layer) for layer in range(len(tree.indexes))]
-        self.sizes = [size for size, _ in measured]
+        self.sizes = [size for size, _, _ in measured]
         """How many bytes are written while each layer is read."""
-        self.ends = [end for _, end in measured]
+        self.ends = [end for _, end, _ in measured]
         """Where, in each layer's uncompressed tar, the last byte that is written ends; 0 where none is."""
         self.size = len(self.head) + sum(self.sizes) + len(END_OF_ARCHIVE)
+        self.holes = sum(holes for _, _, holes in measured)
+        """How many of the plan's bytes are in no layer, because sparse files are written with their holes."""
 
     def _find_homes(self) -> None:
         """Decide which entries are written, which name of a hard-linked file carries it, where directories stand."""
@@ -110,7 +117,7 @@ class MergePlan:
             if slot >= 0:
                 alive[slot] = _ALIVE
             else:
-                self._before[-1 - slot].append((path, metadata.get(path, -1)))
+                self._standing[-1 - slot][path] = metadata.get(path, -1)
         for path, slot in metadata.items():
             there = made[path]
             if there >= 0:
@@ -132,29 +139,29 @@ class MergePlan:
                 alive[first] = 0
                 self._promoted[inode] = (home, inode)
                 self._raise_parents(home, inode)
-        for standing in self._before.values():
-            standing.sort()
 
     def _raise_parents(self, path: bytes, slot: int) -> None:
         """Let the directories above `path` stand before `slot`."""
         made = self._tree.made
         parent = path.rpartition(b"/")[0]
         while parent:
+            self._tree.deadline.tick()
             there = made[parent]
             position = there if there >= 0 else -1 - there
-            if position > slot or (there >= 0 and position == slot):
-                if there >= 0:
-                    self._alive[there] = 0
-                    metadata = self._tree.metadata.get(parent, there)
-                    self._rehomed.pop(there, None)
-                else:
-                    metadata = self._tree.metadata.get(parent, -1)
-                    self._before[position] = [item for item in self._before[position] if item[0] != parent]
-                self._before[slot].append((parent, metadata))
-                made[parent] = -1 - slot
-                self._tree.metadata[parent] = metadata
-                if metadata < 0:
-                    del self._tree.metadata[parent]
+            if position < slot or (there < 0 and position == slot):
+                return  # and so do those above it, for parents stand before what is in them
+            if there >= 0:
+                self._alive[there] = 0
+                metadata = self._tree.metadata.get(parent, there)
+                self._rehomed.pop(there, None)
+            else:
+                metadata = self._tree.metadata.get(parent, -1)
+                del self._standing[position][parent]
+            self._standing[slot][parent] = metadata
+            made[parent] = -1 - slot
+            self._tree.metadata[parent] = metadata
+            if metadata < 0:
+                del self._tree.metadata[parent]
             parent = parent.rpartition(b"/")[0]
 
     def _exceptions(self) -> Iterator[int]:
@@ -186,7 +193,7 @@ class MergePlan:
             first, stop = match.span()
             letter = columns[first]
             if letter in b"CRSa":
-                for path, metadata in self._before[base + first]:
+                for path, metadata in self._before.get(base + first, ()):
                     yield Step(metadata, path)
             if letter in b"Ccj":
                 yield Run(self._how, first, stop)
@@ -310,22 +317,30 @@ class MergePlan:
             skip = at - index.starts[first]
         return (None if first == step.stop else Run(step.how, first, step.stop)), skip
 
-    def _measure(self, layer: int) -> tuple[int, int]:
-        """Return how many bytes are written of a layer, and where the last of them ends in its tar."""
-        index, size, end = self._tree.indexes[layer], 0, 0
+    def _measure(self, layer: int) -> tuple[int, int, int]:
+        """Return how many bytes are written of a layer, where in its tar the last ends, and how many are holes."""
+        index, size, end, holes = self._tree.indexes[layer], 0, 0, 0
+        sparse, deadline = list(index.sparse), self._tree.deadline
         for step in self.steps(layer):
+            deadline.tick()
             if isinstance(step, Step):
                 size += self.length(step)
                 end = step.end or end
+                expanded = self.sparse_of(step)
+                holes += expanded.size - (step.end - step.begin) if expanded else 0
             elif step.how is How.RENDER:
-                size += sum(self.lengths(layer, step))
+                for length in self.lengths(layer, step):
+                    size += length
+                    deadline.tick()
+                for entry in sparse[bisect_left(sparse, step.first) : bisect_left(sparse, step.stop)]:
+                    holes += index.sparse[entry].size - index.sizes[entry]
                 with_payload = (entry for entry in range(step.stop - 1, step.first - 1, -1) if index.sizes[entry])
                 last = next(with_payload, None)
                 end = end if last is None else index.payloads[last] + index.sizes[last]
             else:
                 end = index.end(step.stop - 1)
                 size += end - index.starts[step.first]
-        return size, end
+        return size, end, holes
 
     def index(self, layer: int) -> LayerIndex:
         """Return the index of the layer."""
@@ -396,15 +411,11 @@ def plan_merge(
     With a `path_prefix` that ends with a slash, each name and hard link target gets it, and its directory comes first.
     `completed` says that the last layer only has what the others lack; what it deletes goes all the same.
     `tree` is one of the same stack, to which nothing is applied yet, for who wants to see how it comes about.
-    Raises DanglingHardLink, ParentNotDirectory, SymlinkLoop, MalformedLayer, LayerTooLarge.
+    Raises DanglingHardLink, ParentNotDirectory, SymlinkLoop, MalformedLayer, LayerTooLarge, MetadataTooLarge,
+    OutputTooLarge, ImageTooComplex.
     """
     limits = limits or LayerLimits()
-    entries = sum(map(len, indexes))
-    if entries > limits.max_entries:
-        raise LayerTooLarge(
-            f"the image has {entries} entries; at most {limits.max_entries} are allowed (VERBS_MAX_ENTRIES)"
-        )
-    tree = tree or MergeTree(indexes, layers)
+    tree = tree or MergeTree(indexes, layers, limits)
     own = len(indexes) - completed
     for layer in range(own):
         tree.apply(layer)
@@ -413,4 +424,11 @@ def plan_merge(
     plan = MergePlan(tree, path_prefix)
     if plan.size > limits.max_size:
         raise LayerTooLarge(f"the image has {plan.size} bytes; at most {limits.max_size} are allowed (VERBS_MAX_SIZE)")
+    stored = sum(index.size for index in indexes)
+    if plan.size - plan.holes > limits.max_growth * stored + _ALWAYS:
+        raise OutputTooLarge(
+            f"the image would have {plan.size} bytes, more than {limits.max_growth} times the {stored} bytes of its"
+            " layers; no more are allowed (VERBS_MAX_GROWTH)"
+        )
+    tree.deadline.met()
     return plan

@@ -5,15 +5,33 @@ flat table of real paths (no component of which is a symlink). Whiteouts of a la
 
 Layers whose order does not matter, and whose kinds do not clash with what is below, are applied as whole columns.
 OCI image-spec, layer.md, "Applying Changesets".
+
+What a stack may cost is bounded: by the names that are looked up on the way to its entries' parents, by the lengths of
+the names that symlinks lead to, and by the processor time that a Deadline allows.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import accumulate
 
-from util.layerindex import DIRECTORY, LINK, SYMLINK, LayerIndex, MalformedLayer, shown
+from util.deadline import Deadline
+from util.layerindex import (
+    DIRECTORY,
+    LINK,
+    SYMLINK,
+    ImageTooComplex,
+    LayerIndex,
+    LayerLimits,
+    LayerTooLarge,
+    MalformedLayer,
+    MetadataTooLarge,
+    shown,
+)
 
-_MAX_SYMLINKS = 40
+_MAX_SYMLINKS = 40  # as Linux follows in one path, before ELOOP
+_BETWEEN_LOOKS = 1024  # at the clock
+_FEW = 1000  # to put one of so many names into its place costs less than to sort them all again
+_IN_A_TABLE = 256  # bytes of memory that a directory or a moved name takes beside its own
 
 
 class DanglingHardLink(MalformedLayer):
@@ -29,7 +47,7 @@ class ParentNotDirectory(MalformedLayer):
 
 
 class SymlinkLoop(MalformedLayer):
-    """An entry below symlinks that lead to one another."""
+    """An entry below symlinks that lead to one another, or to more of them than any system follows."""
 
     code = "LAYER_SYMLINK_LOOP"
 
@@ -37,9 +55,22 @@ class SymlinkLoop(MalformedLayer):
 class MergeTree:
     """What a disk would hold: real path → the entry that made it, or -1 minus where an implied directory stands."""
 
-    def __init__(self, indexes: Sequence[LayerIndex], layers: Sequence[str]) -> None:
+    def __init__(self, indexes: Sequence[LayerIndex], layers: Sequence[str], limits: LayerLimits | None = None) -> None:
+        """Begin with an empty disk. The time that the `limits` allow begins now. Raises LayerTooLarge."""
+        self.limits = limits or LayerLimits()
+        entries = sum(map(len, indexes))
+        if entries > self.limits.max_entries:
+            raise LayerTooLarge(
+                f"the image has {entries} entries; at most {self.limits.max_entries} are allowed (VERBS_MAX_ENTRIES)"
+            )
         self.indexes = indexes
         self.layers = layers
+        self.deadline = Deadline(self.limits)
+        self._lookups = 0
+        self._metadata = sum({id(index): index.metadata for index in indexes}.values())
+        self._known: dict[bytes, bytes] = {}
+        """The real directory, which exists, of each parent that was found by way of symlinks."""
+        self._known_to_delete: dict[bytes, bytes | None] = {}
         self.bases = [0, *accumulate(map(len, indexes))]
         self.kinds = b"".join(bytes(index.kinds) for index in indexes)
         self.made: dict[bytes, int] = {}
@@ -56,12 +87,19 @@ class MergeTree:
         return made < 0 or self.kinds[made] == DIRECTORY
 
     def apply(self, layer: int) -> None:
+        """Apply a layer.
+
+        Raises DanglingHardLink, ParentNotDirectory, SymlinkLoop, ImageTooComplex, MetadataTooLarge.
+        """
+        self.deadline.check()
         index = self.indexes[layer]
         if index.whiteouts or index.opaques:
             self._delete(index, layer)
         if not self._apply_columns(index, layer):
             base = self.bases[layer]
             for entry, name in enumerate(index.names):
+                if not entry % _BETWEEN_LOOKS:
+                    self.deadline.check()
                 self._put(name, base + entry, index, entry, layer)
 
     def complete(self, layer: int) -> None:
@@ -79,17 +117,19 @@ class MergeTree:
         made, kinds, names, base = self.made, index.kinds, index.names, self.bases[layer]
         directories: list[tuple[bytes, int]] = []
         implied: list[tuple[bytes, int]] = []
+        own_implied: set[bytes] = set()
         if made:
             for path, entry in index.implied:
                 there = made.get(path)
                 if there is None:
                     # Its parent may be a symlink; if that is real, its own parents came before it in this list.
                     parent = path.rpartition(b"/")[0]
-                    if parent and parent not in made and not any(parent == other for other, _ in implied):
+                    if parent and parent not in made and parent not in own_implied:
                         return False
                     if parent in made and not self.is_directory(made[parent]):
                         return False
                     implied.append((path, -1 - (base + entry)))
+                    own_implied.add(path)
                 elif not self.is_directory(there):
                     return False
             order = None
@@ -119,6 +159,7 @@ class MergeTree:
         self.inodes.update(inodes)
         self._unsorted += names
         self._unsorted += [path for path, _ in implied]
+        self._known = {}  # a symlink may have been replaced
         root = made.pop(b"", None)
         if root is not None:
             self.root = root
@@ -157,6 +198,7 @@ class MergeTree:
         self.made[path] = slot
         self._unsorted.append(path)
         if path != name:
+            self._spend(path, layer, name)
             self.moved[slot] = path
 
     def _located(self, name: bytes, slot: int, layer: int, entry: bytes) -> bytes:
@@ -170,10 +212,38 @@ class MergeTree:
         real = self._walk(parent, layer, entry) or b""
         missing = real
         while missing and missing not in self.made:
+            self._spend(missing, layer, entry)
             self.made[missing] = -1 - slot
             self._unsorted.append(missing)
             missing = missing.rpartition(b"/")[0]
+        if real != parent:
+            self._known[parent] = real
         return real + b"/" + last if real else last
+
+    def _spend(self, path: bytes, layer: int, entry: bytes) -> None:
+        """Count the memory that one more `path` takes, and refuse one that is longer than names may be."""
+        limits = self.limits
+        if len(path) > limits.max_name:
+            raise MetadataTooLarge(
+                f"layer {self.layers[layer]}: entry {shown(entry)} lies, by way of symlinks, at a name of {len(path)}"
+                f" bytes; at most {limits.max_name} are allowed (VERBS_MAX_NAME)"
+            )
+        self._metadata += len(path) + _IN_A_TABLE
+        if self._metadata > limits.max_metadata:
+            raise MetadataTooLarge(
+                f"layer {self.layers[layer]}: up to entry {shown(entry)} the image's names, and those that symlinks"
+                f" lead to, take more than {limits.max_metadata} bytes; no more are allowed (VERBS_MAX_METADATA)"
+            )
+
+    def _look_up(self, layer: int, entry: bytes) -> None:
+        """Count one name that is looked up."""
+        self._lookups += 1
+        if self._lookups > self.limits.max_lookups:
+            raise ImageTooComplex(
+                f"layer {self.layers[layer]}: up to entry {shown(entry)} more than {self.limits.max_lookups} names have"
+                " to be looked up to find where the image's entries lie; no more are allowed (VERBS_MAX_LOOKUPS)"
+            )
+        self.deadline.tick()
 
     def _real(self, name: bytes, layer: int, entry: bytes, *, deleting: bool = False) -> bytes | None:
         """Return the real path of `name`, whose last component is not followed; it may not exist."""
@@ -193,9 +263,21 @@ class MergeTree:
         there = self.made.get(path)
         if there is not None and self.is_directory(there):
             return path
+        known = self._known.get(path)
+        if known is not None and not deleting:
+            return known
+        if deleting and path in self._known_to_delete:
+            return self._known_to_delete[path]
+        found = self._walked(path, layer, entry, deleting=deleting)
+        if deleting:
+            self._known_to_delete[path] = found
+        return found
+
+    def _walked(self, path: bytes, layer: int, entry: bytes, *, deleting: bool) -> bytes | None:
         waiting = path.split(b"/")[::-1] if path else []
         here, followed = b"", 0
         while waiting:
+            self._look_up(layer, entry)
             part = waiting.pop()
             if part in (b"", b"."):
                 continue
@@ -212,7 +294,8 @@ class MergeTree:
                 followed += 1
                 if followed > _MAX_SYMLINKS:
                     raise SymlinkLoop(
-                        f"layer {self.layers[layer]}: entry {shown(entry)} lies below {shown(path)}, a loop of symlinks"
+                        f"layer {self.layers[layer]}: entry {shown(entry)} lies below {shown(path)}, a loop of"
+                        f" symlinks, or more than the {_MAX_SYMLINKS} that are followed"
                     )
                 target = self.link_of(self.inodes.get(there, there))
                 if target.startswith(b"/"):
@@ -271,8 +354,10 @@ class MergeTree:
 
     def _doomed(self, index: LayerIndex, layer: int) -> tuple[list[bytes | None], list[bytes | None]]:
         """Return what each whiteout of the layer means, and each opaque one; None is nothing, and so is what is not."""
+        self._known_to_delete = {}
         gone = [self._real(path, layer, path, deleting=True) for path in index.whiteouts]
         emptied = [self._walk(path, layer, path, deleting=True) for path in index.opaques]
+        self._known_to_delete = {}
         return gone, emptied
 
     def _empty(self, directory: bytes) -> None:
@@ -284,26 +369,39 @@ class MergeTree:
         self._remove(path)
 
     def _remove(self, path: bytes) -> None:
-        del self.made[path]
+        there = self.made.pop(path)
+        if self._known and self._leads_on(there):
+            self._known = {}
         self.metadata.pop(path, None)
 
     def _remove_below(self, directory: bytes) -> None:
         if not directory:
             self.made.clear()
+            self._known = {}
             self.metadata.clear()
             self._sorted, self._unsorted = [], []
             return
         begin, end = self._below(directory)
         for path in self._sorted[begin:end]:
+            self.deadline.tick()
             if path in self.made:
                 self._remove(path)
         del self._sorted[begin:end]
 
+    def _leads_on(self, there: int) -> bool:
+        """Tell whether what was `made` can lead to something else: it is a directory or a symlink."""
+        return self.is_directory(there) or SYMLINK in (self.kinds[there], self.kinds[self.inodes.get(there, there)])
+
     def _below(self, directory: bytes) -> tuple[int, int]:
         """Return between which of the sorted names those below the directory are; not each is still made."""
         if self._unsorted:
-            self._sorted += self._unsorted
-            self._sorted.sort()
+            self.deadline.check()
+            if len(self._unsorted) < len(self._sorted) // _FEW:
+                for path in self._unsorted:
+                    insort(self._sorted, path)
+            else:
+                self._sorted += self._unsorted
+                self._sorted.sort()
             self._unsorted = []
         # "0" is the byte after "/": between the two lie the names below the directory, and no others.
         return bisect_left(self._sorted, directory + b"/"), bisect_left(self._sorted, directory + b"0")

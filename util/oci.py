@@ -19,7 +19,7 @@ from util.document import (
     read_document,
 )
 from util.imageconfig import History, ImageConfig, chain_id
-from util.platform import InvalidPlatform, Platform, PlatformNotFound
+from util.platform import InvalidPlatform, Platform, PlatformNotFound, is_word
 from util.problem import Unsupported
 from util.schema1 import MANIFEST_V1, MANIFEST_V1_SIGNED, Schema1Manifest, is_schema1, schema1_of, signed_payload
 
@@ -250,10 +250,12 @@ def _descriptor(entry: Fields) -> Descriptor:
 
 
 def _platform(fields: Fields) -> Platform | None:
+    """Return what an index says, None where that is no platform: the image's own configuration tells then."""
     os, architecture = fields.text("os"), fields.text("architecture")
-    if not os or not architecture:
+    variant, version = fields.text("variant"), fields.text("os.version")
+    if not os or not architecture or not all(is_word(each) for each in (os, architecture, variant, version) if each):
         return None
-    return Platform(os, architecture, fields.text("variant"), fields.text("os.version"))
+    return Platform(os, architecture, variant, version)
 
 
 def _check_layer(layer: Descriptor) -> None:

@@ -4,6 +4,9 @@ The law: a platform is normalised when it is made, so that one platform is one v
 `arm64/v8` are `arm64`, `arm` is `arm/v7`. OCI image-spec, image-index.md, "platform"; the names and defaults are
 containerd's. An image of a lower variant of the same architecture suits, the nearest first; one of another
 architecture never does, though a processor may run both: who asks for `amd64` does not want a `386` userland.
+
+Each part is a word of at most 64 letters, digits and `._+-`, as all that Go, containerd and Windows have are: it
+becomes part of file names, lines and columns.
 """
 
 import re
@@ -20,10 +23,17 @@ _ARCHITECTURES = {
     "armhf": "arm",
     "armel": "arm",
 }
-_SPELLING = re.compile(r"([^/()\s]+)(?:\(([^/()\s]+)\))?/([^/()\s]+)(?:/([^/()\s]+))?")
+_WORD = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
+_SPELLING = re.compile(rf"({_WORD})(?:\(({_WORD})\))?/({_WORD})(?:/({_WORD}))?")
+_IS_WORD = re.compile(_WORD)
 _VERSION = re.compile(r"v?([0-9]{1,3})(?:\.([0-9]{1,3}))?")
 # What runs on what: v9.0 of arm64 has all of v8.5; see "platform variants" in containerd.
 _V9_IS_V8 = 5
+
+
+def is_word(text: str) -> bool:
+    """Tell whether an operating system, an architecture, a variant or a version may be called `text`."""
+    return _IS_WORD.fullmatch(text) is not None
 
 
 class InvalidPlatform(Malformed):

@@ -5,13 +5,24 @@ The law: a problem is a fact, raised by exactly one module, and its text is one 
 carries. Which HTTP status or exit code a kind becomes is decided by the ways in, not here.
 """
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
+
+from util.printable import one_line
+
+_LONGEST = 2000
+"""Characters of a text. What is quoted in one may be as long as a document."""
 
 
 class Problem(Exception):
-    """A fact about an input that ends the work; `str()` is one sentence for people."""
+    """A fact about an input that ends the work; `str()` is one sentence for people, in characters that can be shown."""
 
     code: ClassVar[str] = "UNKNOWN"
+
+    def __str__(self) -> str:
+        return one_line(super().__str__(), most=_LONGEST)
 
 
 class Missing(Problem):
@@ -40,3 +51,17 @@ class TooLarge(Problem):
 
 class Damaged(Problem):
     """What storage holds is not what the registry says it holds: absent, cut short, or other bytes."""
+
+
+@contextmanager
+def letting_go() -> Iterator[None]:
+    """Have a problem that passes hold nothing of what it was found in.
+
+    Whoever makes an image keeps its problem until all have been told, with its traceback, and that would keep whole
+    layer indexes and plans in memory.
+    """
+    try:
+        yield
+    except Problem as problem:
+        traceback.clear_frames(problem.__traceback__)
+        raise

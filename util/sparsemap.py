@@ -13,7 +13,8 @@ from itertools import pairwise
 from util.layerindex import Sparse
 from util.tarheader import BLOCK, parse_number
 
-_INTEGER = re.compile(rb"\d{1,20}")
+_DIGITS = 20
+_INTEGER = re.compile(rb"\d{1,%d}" % _DIGITS)
 _OLD_PIECE = 24  # bytes of one piece in the old form's tables: two numbers
 _OLD_TABLE = slice(386, 482)
 _OLD_FURTHER_TABLE = slice(0, 504)
@@ -99,6 +100,9 @@ def _read_blocks(read: Read, size: int, room: int) -> tuple[list[int], int]:
             [count] = _numbers(lines[:1])
             if count > room:
                 raise MalformedMap("has a sparse map larger than any extension may be")
+        if len(pending) > _DIGITS and (count is None or len(lines) <= 2 * count):
+            # A number without an end would be copied with each block.
+            raise MalformedMap("has a sparse map that is no list of numbers")
     return _numbers(lines[1 : 1 + 2 * count]), used
 
 

@@ -32,9 +32,7 @@ class TarCursor:
         self._at = 0
         self._chunk = chunk
         if self._base + len(chunk) > self._limits.max_size:
-            raise LayerTooLarge(
-                f"layer {self._layer} has more than {self._limits.max_size} bytes uncompressed (VERBS_MAX_SIZE)"
-            )
+            raise self._limits.too_large("max_size", f"layer {self._layer} has more bytes uncompressed", LayerTooLarge)
         return True
 
     def window(self) -> tuple[bytes, int]:

@@ -73,6 +73,7 @@ _ANSWERS: tuple[tuple[type[Problem], HTTPStatus], ...] = (
 )
 _CODE_OF = {
     "TAG_UNKNOWN": "MANIFEST_UNKNOWN",
+    "MANIFEST_NOT_FETCHED": "MANIFEST_UNKNOWN",
     "NAMESPACE_DISABLED": "DENIED",
     "DIGEST_MISMATCH": "DIGEST_INVALID",
     "MANIFEST_TYPE_UNSUPPORTED": "MANIFEST_INVALID",  # on which clients try another type
@@ -127,7 +128,7 @@ def of_problem(problem: Problem) -> Response:
     status = status_of(problem)
     audit.failed("answer", problem)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("%s %s: %s", request.method, request.path, problem)
+        log.error("%s %s: %s", request.method, request.path, answers.said_to_log(problem))
     response = answer(status, _errors(problem))
     retry_after = getattr(problem, "retry_after", None)
     if retry_after is None and status is HTTPStatus.SERVICE_UNAVAILABLE:

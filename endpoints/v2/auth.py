@@ -6,6 +6,7 @@ credential here: otherwise one could be kept alive for ever.
 Docker's token authentication, by GET and, as OAuth 2 has it (RFC 6749, 4.3), by POST.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from itertools import islice
 
 from flask import Response, current_app, json, request
 
+from data.directories.directory import DirectoryUnavailable
 from data.registry import RepositoryNotFound
 from endpoints.access import Action, Unauthenticated
 from endpoints.answers import InvalidQuery
@@ -21,6 +23,8 @@ from endpoints.tokens import CATALOG, Access, Tokens
 from endpoints.v2.blueprint import blueprint
 from endpoints.v2.names import Named, may, named, services
 from util.names import InvalidName
+
+log = logging.getLogger(__name__)
 
 _MOST = 50  # scopes of one token: it has to fit into a header, and each is looked up
 _MAX_FORM = 64 << 10
@@ -101,6 +105,15 @@ def _allowed(scope: str) -> list[Access]:
     return [Access("repository", str(repository), actions)] if actions else []
 
 
+def _may_create(repository: Named) -> bool:
+    """Tell whether who asks may make a repository; also where nobody can say it now, since it is asked again then."""
+    try:
+        return may(repository, Action.CREATE)
+    except DirectoryUnavailable as problem:
+        log.warning("it is not known whether %s may be made: %s", repository, problem.reason)
+        return True
+
+
 def _may(repository: Named) -> set[str]:
     """Return what who asks may do with a repository, in the words of scopes."""
     try:
@@ -109,7 +122,7 @@ def _may(repository: Named) -> set[str]:
     except RepositoryNotFound:
         public = there = False
     found = {word for word, action in _ACTIONS.items() if may(repository, action, public=public)}
-    creates = may(repository, Action.CREATE)  # asked of one that is there too: it takes as long then
+    creates = _may_create(repository)  # asked of one that is there too: it takes as long then
     if there:
         return found
     return found | {"pull", "push"} if creates else found - {"push"}

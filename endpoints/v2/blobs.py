@@ -18,7 +18,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag
 
 from data.pushedblobs import BlobUnknown
-from data.registry import BlobLocation
+from data.registry import BlobLocation, BlobNotPlaced
 from data.storage.base import BlobNotFound, Storage
 from endpoints import sending
 from endpoints.access import Action
@@ -52,7 +52,10 @@ def get_blob(name: str, digest: str) -> Response:
     wanted = Digest.parse(digest)
     try:
         return _answered(repository, _found(repository, wanted), wanted)
-    except BlobNotFound as problem:  # who has it may send it again
+    except (BlobNotFound, BlobNotPlaced) as problem:
+        if not services().settings.own_registry:
+            raise
+        # Whoever has it may push it again, and asks for it before.
         log.error("%s holds %s: %s", repository, wanted, problem)  # noqa: TRY400 a fact needs no traceback
         raise _unknown(repository, wanted) from problem
 
@@ -129,6 +132,7 @@ def _found(repository: Named, digest: Digest) -> _Blob:
 
 
 def _held(found: BlobLocation) -> _Blob:
+    found.check_placed("blob")
     storage = services().storage
     size = found.size
     if size is None or request.method == "HEAD":

@@ -6,6 +6,7 @@ Distribution-spec, "Content Discovery"; the list of repositories is Docker's.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from urllib.parse import urlencode
 
 from flask import Response, json, request, url_for
@@ -79,17 +80,21 @@ def _descriptor(referrer: Referrer) -> dict[str, object]:
 
 
 def _readable_names(after: str | None, limit: int) -> Sequence[str]:
-    """Return the first `limit` names of repositories behind `after` that who asks may read."""
+    """Return the first `limit` names of repositories behind `after` that who asks may read.
+
+    Public ones that are nobody's in particular are left out unless FEATURE_PUBLIC_CATALOG lists them.
+    """
     ours = services()
+    listed = ours.settings.public_catalog
     if isinstance(ours.permission, AccountPermission):
-        found = ours.discovery.repositories(reader(), after=after, limit=limit)
+        found = ours.discovery.repositories(replace(reader(), public=listed), after=after, limit=limit)
         return [f"{namespace}/{repository}" for namespace, repository, _ in found]
     names: list[str] = []
     while len(names) < limit:  # a host's own check knows no SQL
         found = ours.discovery.repositories(reader(), after=after, limit=_MOST_REPOSITORIES)
         for namespace, repository, public in found:
             after = f"{namespace}/{repository}"
-            if may(Named(namespace, repository), Action.READ, public=public):
+            if may(Named(namespace, repository), Action.READ, public=public and listed):
                 names.append(after)
         if len(found) < _MOST_REPOSITORIES:
             break

@@ -109,6 +109,8 @@ def writable(
         _make(repository)
         info = _found(repository, action)  # another may have made it just then, and it is theirs
     check_pushes()
+    if info.frozen:
+        raise PushesRefused(f"{repository} is read-only or a mirror: it can be pulled from, and not be changed")
     return repository, info
 
 
@@ -138,9 +140,9 @@ def reader() -> Reader:
     if not isinstance(ours.permission, AccountPermission):
         return Reader(everything=True)
     account = caller().account
-    if account is None:
+    if account is None or (account.scopes is not None and account.scopes.role is None):
         return Reader()
-    everything = account.superuser and ours.settings.superusers_full_access
+    everything = (account.superuser and ours.settings.superusers_full_access) or account.reads_everything
     return Reader(account.id, robot=account.robot, everything=everything)
 
 
@@ -151,6 +153,8 @@ def check_pushes() -> None:
         raise PushesRefused("this registry is only read here: it is kept by another service (VERBS_REGISTRY)")
     if settings.readonly:
         raise PushesRefused("this registry is read-only (REGISTRY_STATE)")
+    if not settings.pushes:
+        raise PushesRefused("pushes to this registry are turned off (DISABLE_PUSHES)")
 
 
 def want(scope: str) -> None:

@@ -206,8 +206,8 @@ def take_steps(folder: Path) -> dict[str, float]:
     """Return the seconds of each step of a merge, in this process, without the start of Python and the look-ups."""
     from util.compression import decompressed
     from util.digest import Digest
-    from util.layerindex import LayerIndex
     from util.layerreader import read_layer_index
+    from util.storedindex import restored_from, stored
     from util.streamlayerformat import LayerSource, StreamLayerMerger
 
     seconds: dict[str, float] = {}
@@ -223,9 +223,9 @@ def take_steps(folder: Path) -> dict[str, float]:
         dumps = []
         for layer in layers:
             with layer.open("rb") as blob:
-                dumps.append(read_layer_index(decompressed(blob), layer=layer.name).dump())
+                dumps.append(b"".join(stored(read_layer_index(decompressed(blob), layer=layer.name))))
     with step("load"):
-        loaded = [LayerIndex.load(dump, layer=layer.name) for dump, layer in zip(dumps, layers, strict=True)]
+        loaded = [restored_from(dump, layer=layer.name) for dump, layer in zip(dumps, layers, strict=True)]
     with step("plan"):
         merger = StreamLayerMerger(
             [

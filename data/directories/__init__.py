@@ -1,0 +1,1 @@
+"""Directories: systems elsewhere that know users and check their passwords."""
