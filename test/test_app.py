@@ -53,7 +53,7 @@ def test_files_of_storages_lie_beside_the_configuration_file(tmp_path: Path) -> 
 
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"DISTRIBUTED_STORAGE_CONFIG": storages("")}))
-    placed = {"DISTRIBUTED_STORAGE_CONFIG": storages(f"{tmp_path}/")}
+    placed = {"DISTRIBUTED_STORAGE_CONFIG": storages(f"{tmp_path}/"), "VERBS_CONFIG_DIR": str(tmp_path)}
     assert read_configuration({"VERBS_CONFIG": str(file)}) == placed
     environ = {"DISTRIBUTED_STORAGE_CONFIG": json.dumps(storages(""))}
     assert read_configuration({"VERBS_CONFIG": str(file), **environ}) == placed

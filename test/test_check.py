@@ -510,8 +510,8 @@ def test_a_storage_that_cannot_be_written_to_is_told_unless_nothing_is_written(s
 
 
 def test_a_driver_that_there_is_not_and_a_bucket_that_is_down_are_told(small: Quay) -> None:
-    where = json.dumps({"default": ["SwiftStorage", {"password": "hunter2"}]})
-    assert "asks for the driver 'SwiftStorage'" in told(small, DISTRIBUTED_STORAGE_CONFIG=where).line("storage")
+    where = json.dumps({"default": ["FakeStorage", {"password": "hunter2"}]})
+    assert "asks for the driver 'FakeStorage'" in told(small, DISTRIBUTED_STORAGE_CONFIG=where).line("storage")
     bucket = {"s3_bucket": "b", "s3_access_key": "k", "s3_secret_key": "hunter2"}
     bucket["endpoint_url"] = f"http://127.0.0.1:{free_port()}"
     found = told(small, DISTRIBUTED_STORAGE_CONFIG=json.dumps({"default": ["S3Storage", bucket]}))
