@@ -482,8 +482,8 @@ def test_what_cannot_be_used_is_named(
         (
             {"rules": [{"target": "Akamai", "continent": "XX"}]},
             (
-                ": rules: the continent of {'target': 'Akamai', 'continent': 'XX'} must be one of AF, AN, AS, EU, NA, OC,"
-                " SA"
+                ": rules: the continent of {'target': 'Akamai', 'continent': 'XX'} must be one of AF, AN, AS, EU,"
+                " NA, OC, SA"
             ),
         ),
         (

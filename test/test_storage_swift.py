@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from swiftclient.exceptions import ClientException
@@ -19,6 +19,7 @@ from data.storage.base import BlobNotFound, BlobWriter, StorageUnavailable
 from data.storage.swift import SwiftSettings, SwiftStorage
 from data.storage.testing import PATH, StorageTests, content_of
 from test.databases import free_port
+from test.identity import PROJECT, REGION, identity
 from test.relay import Relay, relay
 from test.swiftserver import CONTAINER, PASSWORD, TEMP_URL_KEY, USER, swift_client, swift_server
 
@@ -325,6 +326,7 @@ def test_a_swift_that_is_not_there_is_unavailable(settings: SwiftSettings) -> No
         list(storage.list("a"))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the identity client's own
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_user_who_is_not_let_in_is_told_and_no_password(
     settings: SwiftSettings, version: int, caplog: pytest.LogCaptureFixture
@@ -363,6 +365,69 @@ def test_a_connection_is_used_again_when_its_body_is_closed(storage: SwiftStorag
         stream.close()
         stream.close()
         assert len(storage._idle) == 1
+
+
+# The client of the identity service warns of what it does itself.
+by_keystone = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@by_keystone
+@pytest.mark.parametrize(
+    "login",
+    [
+        {"auth_version": 2, "auth_url": "/v2.0", "os_options": {"tenant_name": PROJECT, "region_name": REGION}},
+        {
+            "auth_version": 3,
+            "auth_url": "/v3",
+            "os_options": {"project_name": PROJECT, "user_domain_name": "Default", "project_domain_name": "Default"},
+        },
+        {"auth_version": 3, "auth_url": "", "os_options": {"project_id": "2", "user_domain_id": "default"}},
+    ],
+)
+def test_an_identity_service_says_where_swift_is(
+    settings: SwiftSettings, auth_url: str, back_door: Container, login: dict[str, Any]
+) -> None:
+    with identity(auth_url) as service:
+        elsewhere = replace(settings, **{**login, "auth_url": service.url + login["auth_url"]}, retries=0)
+        storage = SwiftStorage(elsewhere)
+        write(storage, PATH, LARGE)
+        assert content_of(storage.open(PATH)) == LARGE
+        url = storage.direct_download_url(PATH, seconds=60)
+        assert back_door.get(PATH) == LARGE
+        asked = json.dumps(service.bodies[0])
+        assert all(value in asked for key, value in login["os_options"].items() if key != "region_name")
+        assert url is not None
+        with urllib.request.urlopen(url) as answer:
+            assert answer.read() == LARGE
+        wrong = SwiftStorage(replace(elsewhere, password="hunter3"))
+        with pytest.raises(StorageUnavailable, match=f"Swift refuses {PATH} .*: Unauthorized") as caught:
+            wrong.size(PATH)
+        assert "hunter3" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize(
+    "garbage", [b"", b"{", b"[]", b'"x"', b'{"token": 3, "access": 3}', b'{"token": {}, "access": {}}']
+)
+def test_an_identity_service_that_talks_nonsense_is_told_of(
+    settings: SwiftSettings, auth_url: str, version: int, garbage: bytes
+) -> None:
+    with identity(auth_url) as service:
+        service.garbage = garbage
+        url = f"{service.url}/v{'2.0' if version == 2 else 3}"
+        storage = SwiftStorage(replace(settings, auth_url=url, auth_version=version, retries=0))
+        with pytest.raises(StorageUnavailable, match=f"Swift (?:refuses|does not answer for) {PATH}"):
+            storage.size(PATH)
+
+
+@by_keystone
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_identity_service_that_is_not_there_is_told_of(settings: SwiftSettings, version: int) -> None:
+    url = f"http://127.0.0.1:{free_port()}/v{version}"
+    storage = SwiftStorage(replace(settings, auth_url=url, auth_version=version, retries=0))
+    with pytest.raises(StorageUnavailable, match=f"Swift (?:refuses|does not answer for) {PATH}") as caught:
+        storage.size(PATH)
+    assert PASSWORD not in str(caught.value)
 
 
 # --- URLs -------------------------------------------------------------------------------------------------------------

@@ -230,8 +230,8 @@ def _multicdn(parameters: _Parameters) -> Storage:
     for name, pair in configured.items():
         if (
             not isinstance(pair, Sequence)
-            or isinstance(pair, str)
             or len(pair) != 2
+            or not isinstance(pair[0], str)
             or not isinstance(pair[1], Mapping)
         ):
             raise parameters.error(f"providers: {name} must be a driver and its parameters")
