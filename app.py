@@ -43,8 +43,7 @@ def read_configuration(environ: Mapping[str, str] | None = None) -> "Configurati
     beside = os.path.dirname(path) if path else ""
     if path:
         configuration.setdefault("VERBS_CONFIG_DIR", beside or ".")
-    files = {key: configuration[key] for key in Settings.FILES if isinstance(configuration.get(key), str)}
-    configuration.update({key: os.path.join(beside, file) for key, file in files.items()})
+    configuration.update(Settings.beside(beside, configuration))
     return configuration
 
 

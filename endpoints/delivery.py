@@ -253,6 +253,7 @@ class Delivery:
             record.path,
             headers,
             status=HTTPStatus.FOUND,
+            namespace=self.image.source.namespace,
             file_name=self.image.file_name,
             media_type=self.image.media_type,
         )

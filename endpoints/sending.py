@@ -14,7 +14,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import PreconditionFailed, RequestedRangeNotSatisfiable
 from werkzeug.http import quote_etag
 
-from data.storage.base import Storage
+from data.storage.base import Recipient, Storage
 from endpoints import audit
 from endpoints.audit import How
 from endpoints.serving import Asked, NotSatisfiable, Span, Validators, Verdict, span, verdict
@@ -101,13 +101,23 @@ def by_storage(
     headers: Headers,
     *,
     status: HTTPStatus,
+    namespace: str,
     file_name: str | None = None,
     media_type: str | None = None,
 ) -> Response | None:
-    """Send who asks to the storage itself; None where that gives out no URLs, or is not to."""
+    """Send who asks to the storage itself; None where that gives out no URLs, or is not to.
+
+    `namespace` is whose repository the blob is asked of.
+    """
     if settings.proxy_storage:
         return None
-    url = storage.direct_download_url(path, seconds=settings.url_seconds, file_name=file_name, media_type=media_type)
+    url = storage.direct_download_url(
+        path,
+        seconds=settings.url_seconds,
+        file_name=file_name,
+        media_type=media_type,
+        recipient=Recipient(request.remote_addr, request.host, namespace),
+    )
     if url is None:
         return None
     audit.served(How.REDIRECTED)

@@ -7,7 +7,9 @@ Other keys of Quay's are not looked at (`endpoints.quaykeys` knows them), but an
 is a misspelling.
 """
 
+import contextlib
 import difflib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -36,6 +38,7 @@ __all__ = ["DEFAULT_DATA_DIR", "InvalidSetting", "Location", "Replica", "Setting
 from util.layerindex import LayerLimits
 
 DEFAULT_DATA_DIR = "var"
+_STORAGES = "DISTRIBUTED_STORAGE_CONFIG"
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?::[0-9]{1,5})?")
 
 
@@ -124,6 +127,21 @@ class Settings:
     KEYS: ClassVar[tuple[str, ...]]
     FILES: ClassVar[tuple[str, ...]] = ("GPG2_PRIVATE_KEY_FILENAME", "GPG2_PUBLIC_KEY_FILENAME")
     """The keys that name files which lie beside the configuration's own."""
+    STORAGE_FILES: ClassVar[tuple[str, ...]] = ("cloudfront_privatekey_filename", "cloudflare_privatekey_filename")
+    """The parameters of DISTRIBUTED_STORAGE_CONFIG that do so, too."""
+
+    @classmethod
+    def beside(cls, folder: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `configuration` with the files that it names in `folder`; a full path stays what it is."""
+        files = {key: value for key in cls.FILES if isinstance(value := configuration.get(key), str)}
+        placed: dict[str, Any] = {key: str(PurePath(folder, file)) for key, file in files.items()}
+        storages = configuration.get(_STORAGES)
+        if isinstance(storages, str):
+            with contextlib.suppress(ValueError):  # told when it is parsed
+                storages = json.loads(storages)
+        if isinstance(storages, Mapping):
+            placed[_STORAGES] = _placed(folder, storages)
+        return {**configuration, **placed}
 
     @classmethod
     def parse(cls, configuration: Mapping[str, Any]) -> "Settings":
@@ -158,6 +176,15 @@ class Settings:
             storage_preference=preference,
             **{name: read[key] for key, name in _PLAIN.items() if key in read},
         )
+
+
+def _placed(folder: str, value: object, key: object = None) -> object:
+    """Return `value`, in which the files of storages lie in `folder`; `key` is what it stands under."""
+    if isinstance(value, Mapping):
+        return {name: _placed(folder, item, name) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_placed(folder, item) for item in value]
+    return str(PurePath(folder, value)) if key in Settings.STORAGE_FILES and isinstance(value, str) and value else value
 
 
 def _refuse_unknown(configuration: Mapping[str, Any]) -> None:

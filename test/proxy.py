@@ -1,4 +1,4 @@
-"""A proxy for tests that stands between us and an S3, and refuses what it is told to refuse.
+"""A proxy for tests that stands between us and a storage, and refuses what it is told to refuse.
 
 The law: what it does not refuse it passes on as it came.
 """
@@ -19,7 +19,7 @@ _REFUSAL = b"<?xml version='1.0'?><Error><Code>QuotaExceeded</Code><Message>no m
 
 
 class Proxy(ThreadingHTTPServer):
-    """Passes requests on to `target`, a URL."""
+    """Passes requests on to `target`, a URL. `adds` are headers that answers get, by names in lower case."""
 
     daemon_threads = True
 
@@ -27,6 +27,7 @@ class Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = urlsplit(target).netloc
         self.refuses: Refuses = lambda _, __: None
+        self.adds: dict[str, str] = {}
 
     @property
     def url(self) -> str:
@@ -62,7 +63,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response_only(status)
         length = str(len(body))
-        for name, value in headers:
+        adds = self.server.adds
+        for name, value in [*((name, value) for name, value in headers if name.lower() not in adds), *adds.items()]:
             if name.lower() == "content-length":
                 length = value  # a HEAD tells of a body that does not come
             elif name.lower() not in ("connection", "transfer-encoding"):

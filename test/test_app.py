@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 import app
 from app import ConfigurationUnreadable, create_app, read_configuration
@@ -36,6 +38,27 @@ def test_files_of_keys_lie_beside_the_configuration_file(tmp_path: Path) -> None
     assert read_configuration({"GPG2_PRIVATE_KEY_FILENAME": "private.gpg"}) == {
         "GPG2_PRIVATE_KEY_FILENAME": "private.gpg"
     }
+
+
+def test_files_of_storages_lie_beside_the_configuration_file(tmp_path: Path) -> None:
+    def storages(beside: str) -> dict[str, Any]:
+        front = {"cloudfront_privatekey_filename": f"{beside}front.pem", "s3_bucket": "front.pem"}
+        flares = [{"cloudflare_privatekey_filename": file} for file in ("/keys/flare.pem", f"{beside}keys/flare.pem")]
+        providers = {"X": ["CloudFlareStorage", flares[0]], "Y": ["CloudFlareStorage", flares[1]]}
+        return {
+            "one": ["CloudFrontedS3Storage", front],
+            "two": ["MultiCDNStorage", {"providers": providers}],
+            "odd": {"cloudfront_privatekey_filename": 3},
+        }
+
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"DISTRIBUTED_STORAGE_CONFIG": storages("")}))
+    placed = {"DISTRIBUTED_STORAGE_CONFIG": storages(f"{tmp_path}/")}
+    assert read_configuration({"VERBS_CONFIG": str(file)}) == {**placed, "VERBS_CONFIG_DIR": str(tmp_path)}
+    environ = {"DISTRIBUTED_STORAGE_CONFIG": json.dumps(storages(""))}
+    assert read_configuration({"VERBS_CONFIG": str(file), **environ}) == {**placed, "VERBS_CONFIG_DIR": str(tmp_path)}
+    assert read_configuration(environ) == {"DISTRIBUTED_STORAGE_CONFIG": storages("")}
+    assert read_configuration({"DISTRIBUTED_STORAGE_CONFIG": "{"}) == {"DISTRIBUTED_STORAGE_CONFIG": "{"}
 
 
 def test_a_misspelt_variable_of_ours_is_not_passed_over() -> None:

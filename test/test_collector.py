@@ -29,8 +29,9 @@ from endpoints import collector as module
 from endpoints.collector import Bounds, Collector, Finding, Reason, Report, Tally
 from endpoints.spool import Spool
 from test.databases import database
+from test.s3server import Bucket
 from test.test_registry import Rows
-from test.test_storage_s3 import Bucket, back_door, endpoint, settings, settle
+from test.test_storage_s3 import back_door, endpoint, settings, settle
 from util.compression import Compression
 from util.digest import Digest
 from util.oci import INDEX_OCI

@@ -18,6 +18,8 @@ from flask.testing import FlaskClient
 from werkzeug.http import http_date, parse_date
 from werkzeug.test import TestResponse
 
+from data.storage.base import Recipient
+from data.storage.s3 import S3Storage
 from endpoints.derive import DerivedImage, Deriver
 from endpoints.making import Busy, Live, Makings, Serving, Stored
 from endpoints.settings import InvalidSetting, Settings
@@ -485,6 +487,21 @@ def bucket(place: Place, s3: str) -> Iterator[Place]:
         for item in client.list_objects_v2(Bucket="derived").get("Contents", []):
             client.delete_object(Bucket="derived", Key=item["Key"])
         client.delete_bucket(Bucket="derived")
+
+
+def test_a_storage_is_told_who_is_sent_to_it(bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = bucket.app().test_client()
+    assert client.get(GZIP).data
+    told: list[Recipient] = []
+
+    def url(*_: object, recipient: Recipient, **__: object) -> str:
+        told.append(recipient)
+        return "https://cdn.example.com/x"
+
+    monkeypatch.setattr(S3Storage, "direct_download_url", url)
+    at = {"base_url": "http://eu.example.com:8080", "environ_base": {"REMOTE_ADDR": "192.0.2.7"}}
+    assert client.get(GZIP, **at).location == "https://cdn.example.com/x"
+    assert told == [Recipient("192.0.2.7", "eu.example.com:8080", "acme")]
 
 
 def test_a_stored_image_is_fetched_from_s3_by_a_url_that_is_good_for_a_while(bucket: Place) -> None:

@@ -71,8 +71,14 @@ def test_only_the_composition_root_reads_the_environment() -> None:
     assert readers == {"app.py"}
 
 
-def test_only_the_s3_driver_knows_boto3() -> None:
-    assert importers("boto3", "botocore") == {"data/storage/s3.py"}
+def test_only_the_s3_drivers_know_amazon_s_libraries() -> None:
+    assert importers("boto3") == {"data/storage/s3.py"}
+    assert importers("botocore") == {f"data/storage/{driver}.py" for driver in ("cloudfront", "s3", "sts")}
+
+
+def test_only_their_drivers_know_azure_and_swift() -> None:
+    assert importers("azure") == {"data/storage/azure.py"}
+    assert importers("swiftclient", "keystoneclient", "keystoneauth1") == {"data/storage/swift.py"}
 
 
 def test_only_data_knows_sqlalchemy() -> None:

@@ -1,5 +1,6 @@
 """Several locations as one storage, and what Quay's configuration says of them."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from data.storage.distributed import DistributedStorage, StorageReadOnly, storag
 from data.storage.drivers import InvalidStorageConfiguration, make_storage
 from data.storage.local import LocalStorage
 from data.storage.s3 import S3Storage
+from data.storage.swift import SwiftSettings, SwiftStorage
 from data.storage.testing import content_of
 from endpoints.settings import Settings
 from util.digest import Readable
@@ -147,13 +149,28 @@ def test_the_settings_become_storages_in_the_order_of_preference(tmp_path: Path)
 def test_an_unknown_driver_is_named_with_those_there_are() -> None:
     with pytest.raises(
         InvalidStorageConfiguration,
-        match=r"'here' asks for the driver 'SwiftStorage'; there are: LocalStorage, S3Storage, .*RadosGWStorage",
+        match=r"'here' asks for the driver 'FakeStorage'; there are: LocalStorage, S3Storage, .*RadosGWStorage",
     ):
-        make_storage("here", "SwiftStorage", {"auth_url": "https://secret"})
+        make_storage("here", "FakeStorage", {"auth_url": "https://secret"})
 
 
 KEYS = {"s3_access_key": "key", "s3_secret_key": "hunter2"}
 PLAIN = {"access_key": "key", "secret_key": "hunter2", "bucket_name": "quay", "storage_path": "/datastorage/registry"}
+
+
+AZURE = {
+    "azure_container": "quay",
+    "azure_account_name": "acme",
+    "azure_account_key": "aHVudGVyMg==",
+    "storage_path": "/datastorage/registry",
+}
+SWIFT = {
+    "swift_container": "quay",
+    "storage_path": "/datastorage/registry",
+    "auth_url": "https://keystone.example.com/v3",
+    "swift_user": "quay",
+    "swift_password": "hunter2",
+}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +199,36 @@ PLAIN = {"access_key": "key", "secret_key": "hunter2", "bucket_name": "quay", "s
         ("RadosGWStorage", PLAIN, "hostname is missing"),
         ("IBMCloudStorage", {**PLAIN, "hostname": "h", "bucket_name": None}, "bucket_name is missing"),
         ("GoogleCloudStorage", {**PLAIN, "hostname": "h"}, "unknown parameter hostname"),
+        ("AzureStorage", {**AZURE, "azure_container": ""}, "azure_container is missing"),
+        ("AzureStorage", {**AZURE, "azure_account_name": None}, "azure_account_name is missing"),
+        ("AzureStorage", {**AZURE, "azure_account_key": None}, "azure_account_key is missing, and sas_token too"),
+        ("AzureStorage", {**AZURE, "azure_account_key": "hunter2"}, "azure_account_key is not in base64"),
+        ("AzureStorage", {**AZURE, "sas_token": 3}, "sas_token must be a text"),
+        (
+            "AzureStorage",
+            {**AZURE, "endpoint_url": "127.0.0.1:10000/hunter2"},
+            "endpoint_url must be a URL, e.g. https://storage.example.com",
+        ),
+        (
+            "AzureStorage",
+            {**AZURE, "endpoint_url": "https://a.blob.core.windows.net/?sig=hunter2"},
+            "endpoint_url must be a URL, e.g. https://storage.example.com",
+        ),
+        ("AzureStorage", {**AZURE, "azure_key": "hunter2"}, "unknown parameter azure_key"),
+        ("SwiftStorage", {**SWIFT, "swift_container": None}, "swift_container is missing"),
+        ("SwiftStorage", {**SWIFT, "auth_url": ""}, "auth_url is missing"),
+        (
+            "SwiftStorage",
+            {**SWIFT, "auth_url": "https://user:hunter2@h/"},
+            "auth_url must be a URL, e.g. https://storage.example.com",
+        ),
+        ("SwiftStorage", {**SWIFT, "swift_user": None}, "swift_user is missing"),
+        ("SwiftStorage", {**SWIFT, "swift_password": None}, "swift_password is missing"),
+        ("SwiftStorage", {**SWIFT, "auth_version": 4}, "auth_version must be 1, 2 or 3"),
+        ("SwiftStorage", {**SWIFT, "auth_version": "v3"}, "auth_version must be a whole number above zero"),
+        ("SwiftStorage", {**SWIFT, "os_options": ["hunter2"]}, "os_options must consist of keys and values"),
+        ("SwiftStorage", {**SWIFT, "simple_path_concat": "no"}, "simple_path_concat must be true or false"),
+        ("SwiftStorage", {**SWIFT, "temp_url": "hunter2"}, "unknown parameter temp_url"),
     ],
 )
 def test_what_cannot_be_used_is_named_without_secrets(driver: str, parameters: Mapping[str, Any], fact: str) -> None:
@@ -211,16 +258,6 @@ def test_what_cannot_be_used_is_named_without_secrets(driver: str, parameters: M
             "S3Storage",
             {"endpoint_url": "https://minio.example.com", "path_style": False},
             "https://quay.minio.example.com/datastorage/registry/a/b",
-        ),
-        (
-            "CloudFrontedS3Storage",
-            {
-                "s3_region": "us-east-2",
-                "cloudfront_distribution_domain": "d.cloudfront.net",
-                "cloudfront_key_id": "K",
-                "cloudfront_privatekey_filename": "k.pem",
-            },
-            "https://quay.s3.us-east-2.amazonaws.com/datastorage/registry/a/b",
         ),
     ],
 )
@@ -290,3 +327,83 @@ def test_a_storage_tells_whether_it_may_be_written(at: Locations) -> None:
     storages = {"us": at.storage("us")}
     assert not DistributedStorage(storages, ["us"]).readonly
     assert DistributedStorage(storages, ["us"], readonly=True).readonly
+
+
+def test_quay_s_parameters_of_azure_lead_to_the_container() -> None:
+    url = "https://acme.blob.core.windows.net/quay/datastorage/registry/a/b"
+    assert url_of(make_storage("here", "AzureStorage", AZURE)) == url
+    elsewhere = {**AZURE, "endpoint_url": "https://acme.blob.core.usgovcloudapi.net", "sas_token": ""}
+    url = "https://acme.blob.core.usgovcloudapi.net/quay/datastorage/registry/a/b"
+    assert url_of(make_storage("here", "AzureStorage", elsewhere)) == url
+
+
+@pytest.mark.parametrize(
+    ("path", "simple", "prefix"),
+    [
+        ("/datastorage/registry", False, "datastorage/registry/"),
+        ("/datastorage/registry/", False, "datastorage/registry/"),
+        ("/registry-", True, "registry-"),
+        ("/datastorage", True, "datastorage"),
+        ("/", False, ""),
+        ("", False, ""),
+        (None, False, ""),
+    ],
+)
+def test_what_stands_before_a_path_in_swift_is_what_quay_puts_there(
+    path: str | None, simple: bool, prefix: str
+) -> None:
+    storage = make_storage("here", "SwiftStorage", {**SWIFT, "storage_path": path, "simple_path_concat": simple})
+    assert isinstance(storage, SwiftStorage)
+    assert storage._settings.prefix == prefix
+
+
+def test_quay_s_parameters_of_swift_are_taken() -> None:
+    storage = make_storage(
+        "here",
+        "SwiftStorage",
+        {
+            **SWIFT,
+            "auth_version": "3",
+            "os_options": {"tenant_id": "t", "region_name": "r"},
+            "ca_cert_path": "/conf/stack/ca.pem",
+            "temp_url_key": "key",
+            "connect_timeout": 7,
+            "retry_count": "2",
+            "retry_on_ratelimit": False,
+        },
+    )
+    assert isinstance(storage, SwiftStorage)
+    assert storage._settings == SwiftSettings(
+        container="quay",
+        prefix="datastorage/registry/",
+        auth_url="https://keystone.example.com/v3",
+        user="quay",
+        password="hunter2",
+        auth_version=3,
+        os_options={"tenant_id": "t", "region_name": "r"},
+        ca_file="/conf/stack/ca.pem",
+        temp_url_key="key",
+        connect_timeout=7,
+        retries=2,
+        retry_on_ratelimit=False,
+    )
+    assert "hunter2" not in repr(storage._settings)
+
+
+@pytest.mark.parametrize(
+    ("driver", "parameters", "module", "library", "extra"),
+    [
+        ("AzureStorage", AZURE, "data.storage.azure", "azure.core", "azure"),
+        ("SwiftStorage", SWIFT, "data.storage.swift", "swiftclient.client", "swift"),
+    ],
+)
+def test_a_driver_whose_library_is_not_installed_says_how_to_install_it(
+    driver: str, parameters: Mapping[str, Any], module: str, library: str, extra: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, module, raising=False)
+        patch.setitem(sys.modules, library, None)
+        with pytest.raises(InvalidStorageConfiguration) as caught:
+            make_storage("here", driver, parameters)
+    expected = f"{library} is not installed: pip install 'registry-verbs[{extra}]'"
+    assert str(caught.value) == f"storage location 'here' ({driver}): {expected}"

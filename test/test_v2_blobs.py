@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 from data.accounts import Account, Role, SqlAccounts
 from data.owntables import UploadRow
 from data.registry import content_path
-from data.storage.base import StorageUnavailable
+from data.storage.base import Recipient, StorageUnavailable
 from data.storage.local import LocalStorage
 from test.door import SETTINGS, Door, codes
 from test.images import Image, Layer
@@ -596,6 +596,22 @@ def test_who_would_bring_credentials_to_a_host_below_ours_is_not_sent_there(
     monkeypatch.setattr(LocalStorage, "direct_download_url", lambda *_, **__: f"https://{there}/{DIGEST}")
     assert door.ask("GET", f"blobs/{DIGEST}", base_url=f"https://{here}").status_code == (307 if sent else 200)
     assert door.ask("GET", f"blobs/{DIGEST}", base_url=f"https://{here}", who=None).status_code == 307
+
+
+def test_a_storage_is_told_who_is_sent_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Door(Place(tmp_path, SETTINGS))
+    door.blob(CONTENT)
+    told: list[Recipient] = []
+
+    def url(*_: object, recipient: Recipient, **__: object) -> str:
+        told.append(recipient)
+        return "https://cdn.example.com/x"
+
+    monkeypatch.setattr(LocalStorage, "direct_download_url", url)
+    door.ask(
+        "GET", f"blobs/{DIGEST}", base_url="https://eu.example.com:5000", environ_base={"REMOTE_ADDR": "192.0.2.7"}
+    )
+    assert told == [Recipient("192.0.2.7", "eu.example.com:5000", "acme")]
 
 
 def test_nobody_is_sent_elsewhere_where_storage_is_not_to_be_reached(tmp_path: Path, bucket: str) -> None:

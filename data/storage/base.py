@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 from util.digest import Readable
 from util.problem import Damaged, Problem
@@ -54,6 +55,21 @@ class StoredBlob:
     path: str
     size: int
     modified_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """Who is going to download by a URL, as far as that is known: a storage with several ways out chooses by it."""
+
+    address: str | None = None
+    """The client's IP address."""
+    host: str | None = None
+    """The name by which the client came to us, with the port."""
+    namespace: str | None = None
+    """Whose repository the blob is asked of."""
+
+
+ANYBODY = Recipient()
 
 
 class BlobWriter(ABC):
@@ -177,11 +193,13 @@ class Storage(ABC):
         seconds: int,
         file_name: str | None = None,
         media_type: str | None = None,
+        recipient: Recipient = ANYBODY,
     ) -> str | None:
         """Return a URL by which anybody can download the blob for `seconds`, None where the storage has no such thing.
 
-        The answer under it carries `media_type` and a Content-Disposition with `file_name`. Whether there is a blob is
-        not looked at.
+        The answer under it carries `media_type`, where a URL of the storage can say so, and a Content-Disposition with
+        `file_name`. `recipient` decides where the URL leads, not who may use it. Whether there is a blob is not looked
+        at.
         """
         return None
 
@@ -195,3 +213,10 @@ def check_range(offset: int, length: int | None) -> None:
     """Raise ValueError for a range that is a mistake of the caller's."""
     if offset < 0 or (length is not None and length < 0):
         raise ValueError(f"no range: offset {offset}, length {length}")
+
+
+def attachment(file_name: str) -> str:
+    """Return the Content-Disposition that saves an answer as `file_name`. RFC 6266."""
+    plain = "".join(char if char.isascii() and char.isprintable() and char not in '"\\' else "_" for char in file_name)
+    extended = "" if plain == file_name else f"; filename*=UTF-8''{quote(file_name, safe='')}"
+    return f'attachment; filename="{plain}"{extended}'

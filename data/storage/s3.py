@@ -10,51 +10,49 @@ only where a storage of its kind is configured.
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import boto3
+import botocore.session
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+from botocore.credentials import CredentialProvider, CredentialResolver, Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
 from urllib3.exceptions import HTTPError
 
 from data.storage.base import (
+    ANYBODY,
     OWN,
     BlobNotFound,
     BlobWriter,
     InvalidBlobPath,
+    Recipient,
     Storage,
     StorageUnavailable,
     StoredBlob,
+    attachment,
     check_range,
     checked_folder,
     checked_path,
 )
+from data.storage.parts import PART_SIZE, PartsWriter
+from data.storage.resuming import Nothing, ResumingReader
 from util.digest import Readable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import MultipartUploadTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, MultipartUploadTypeDef
 
 log = logging.getLogger(__name__)
-
-PART_SIZE = 8 << 20
-"""Bytes of one part."""
-
-PARTS_AHEAD = 2
-"""Parts that are on their way up while the next one is filled. A writer holds that many and one more in memory."""
 
 MIN_PART_SIZE = 5 << 20  # S3 takes smaller parts at the end only
 _GROWTH = 1000  # after each so many parts they become larger by one size, so that S3's 10,000 make 400 GiB and not 80
 _COPY_PART = 64 << 20
 _ATTEMPTS = 5
-_RESUMPTIONS = 5  # in a row without one byte between them
 _NOT_FOUND = {"NoSuchKey", "404", "NotFound"}
 _NO_UPLOAD = "NoSuchUpload"
 _RANGE = {"InvalidRange", "416"}
@@ -71,8 +69,8 @@ class S3Settings:
     """None is AWS in `region`."""
     region: str | None = None
     access_key: str | None = None
-    secret_key: str | None = None
-    session_token: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
     signature_version: str = "s3v4"
     path_style: bool | None = None
     """The bucket in the path and not in the host name; None: for every endpoint but AWS."""
@@ -87,13 +85,14 @@ class S3Settings:
 class S3Storage(Storage):
     """Blobs in a bucket. No request is made before one is asked for. Raises ValueError for settings that cannot be."""
 
-    def __init__(self, settings: S3Settings) -> None:
+    def __init__(self, settings: S3Settings, credentials: Credentials | None = None) -> None:
+        """`credentials` go before those of `settings`."""
         self._bucket = settings.bucket
         self._prefix = settings.prefix.strip("/")
         self._part_size = max(settings.part_size, MIN_PART_SIZE)
         self._upload: dict[str, Any] = {"ServerSideEncryption": "AES256"} if settings.encrypt else {}
         try:
-            self._client = _client(settings)
+            self._client = _client(settings, credentials)
         except BotoCoreError as error:
             raise ValueError(str(error)) from error
 
@@ -102,14 +101,19 @@ class S3Storage(Storage):
         key = self._key(path)
         if length == 0:
             self.size(path)
-            return _S3Reader(self, path, offset, 0)
+            return Nothing()
         end = None if length is None else offset + length
         answer = self._get(path, key, offset, end)
         if answer is None:
-            return _S3Reader(self, path, offset, 0)
-        reader = _S3Reader(self, path, offset, answer["ContentLength"], answer["ETag"])
-        reader.attach(answer["Body"])
-        return reader
+            return Nothing()
+        return ResumingReader(
+            path,
+            offset,
+            answer["ContentLength"],
+            body=answer["Body"],
+            reopen=partial(self._reopen, path, answer["ETag"]),
+            broken=(BotoCoreError, HTTPError, OSError),  # HTTPError: the library passes on those of TLS
+        )
 
     def size(self, path: str) -> int:
         key = self._key(path)
@@ -161,17 +165,23 @@ class S3Storage(Storage):
         return found
 
     def direct_download_url(
-        self, path: str, *, seconds: int, file_name: str | None = None, media_type: str | None = None
+        self,
+        path: str,
+        *,
+        seconds: int,
+        file_name: str | None = None,
+        media_type: str | None = None,
+        recipient: Recipient = ANYBODY,
     ) -> str | None:
         parameters: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(path)}
         if file_name is not None:
-            parameters["ResponseContentDisposition"] = _attachment(file_name)
+            parameters["ResponseContentDisposition"] = attachment(file_name)
         if media_type is not None:
             parameters["ResponseContentType"] = media_type
         with _translated(path):
             return self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds)
 
-    def reopen(self, path: str, offset: int, end: int, etag: str) -> StreamingBody:
+    def _reopen(self, path: str, etag: str, offset: int, end: int) -> StreamingBody:
         """Return the bytes from `offset` to `end` of the object that has `etag`. Raises as `open` does."""
         answer = self._get(path, self._key(path), offset, end, etag)
         if answer is None or answer["ContentLength"] != end - offset:
@@ -228,169 +238,65 @@ class S3Storage(Storage):
         return f"{self._prefix}/{checked_path(path)}" if self._prefix else checked_path(path)
 
 
-class _S3Reader:
-    """`left` bytes from `position`, over as many connections as it takes."""
-
-    def __init__(self, storage: S3Storage, path: str, position: int, left: int, etag: str = "") -> None:
-        self._storage, self._path = storage, path
-        self._position, self._end, self._etag = position, position + left, etag
-        self._body: StreamingBody | None = None
-        self._broken = 0
-
-    def attach(self, body: StreamingBody) -> None:
-        self._body = body
-
-    def read(self, size: int = -1, /) -> bytes:
-        left = self._end - self._position
-        wanted = left if size < 0 else min(size, left)
-        if size >= 0:
-            return self._piece(wanted) if wanted else b""
-        pieces = []
-        while self._position < self._end:
-            pieces.append(self._piece(self._end - self._position))
-        return b"".join(pieces)
-
-    def close(self) -> None:
-        body, self._body = self._body, None
-        if body is not None:
-            with contextlib.suppress(BotoCoreError, HTTPError, OSError):
-                body.close()
-
-    def _piece(self, wanted: int) -> bytes:
-        """Return at most `wanted` bytes, and at least one."""
-        while True:
-            try:
-                if self._body is None:
-                    self._body = self._storage.reopen(self._path, self._position, self._end, self._etag)
-                piece = self._body.read(wanted)
-                if piece:
-                    self._position += len(piece)
-                    self._broken = 0
-                    return piece
-                reason = "the connection was closed"
-            except (BotoCoreError, HTTPError, OSError) as error:  # HTTPError: the library passes on those of TLS
-                reason = str(error)
-            self.close()
-            self._broken += 1
-            if self._broken > _RESUMPTIONS:
-                raise StorageUnavailable(f"{self._path} cannot be read on from byte {self._position}: {reason}")
-            log.warning("reading %s goes on at byte %d after: %s", self._path, self._position, reason)
-
-
-class _S3Writer(BlobWriter):
+class _S3Writer(PartsWriter["CompletedPartTypeDef"]):
     """A blob on its way up. `target` names the object, `more` is what goes with the request that makes it."""
 
     # Any: the stubs have no word for arguments that several calls share.
     def __init__(
         self, client: "S3Client", path: str, target: dict[str, Any], *, part_size: int, more: dict[str, Any]
     ) -> None:
-        self._client, self._path, self._object, self._part_size, self._more = client, path, target, part_size, more
-        # Parts are filled where they lie, and filled again once sent: what grows is moved, and leaves holes behind.
-        self._part = bytearray()
-        self._filled = 0
-        self._sent: list[bytearray] = []
-        self._upload_id: str | None = None
-        self._threads: ThreadPoolExecutor | None = None
-        self._sending: deque[tuple[Future[dict[str, Any]], bytearray]] = deque()
-        self._parts: list[dict[str, Any]] = []
+        super().__init__(path, part_size=part_size, growth=_GROWTH)
+        self._client, self._object, self._more = client, target, more
+        self._upload_id = ""
 
-    def _write(self, chunk: bytes) -> None:
-        rest = memoryview(chunk)
-        while rest:
-            if self._filled == len(self._part):
-                self._next_part()
-            taken = rest[: len(self._part) - self._filled]
-            self._part[self._filled : self._filled + len(taken)] = taken
-            self._filled += len(taken)
-            rest = rest[len(taken) :]
-
-    def _next_part(self) -> None:
-        """Send the part that is full, if there is one, and begin another."""
-        if self._part:
-            self._send(self._part)
-        size = self._part_size * (1 + self._count() // _GROWTH)
-        part = self._sent.pop() if self._sent else bytearray()
-        self._part = part if len(part) == size else bytearray(size)
-        self._filled = 0
-
-    def _commit(self) -> None:
-        del self._part[self._filled :]
-        if self._upload_id is None:
-            with _translated(self._path):
-                self._client.put_object(**self._object, **self._more, Body=_body(self._part))
-            return
-        self._send(self._part)
-        self._wait(0)
+    def _put_whole(self, content: bytes) -> None:
         with _translated(self._path):
-            self._client.complete_multipart_upload(
-                **self._object,
-                UploadId=self._upload_id,
-                MultipartUpload={"Parts": self._parts},  # type: ignore[typeddict-item]
-            )
-        self._stop()
+            self._client.put_object(**self._object, **self._more, Body=content)
 
-    def _abort(self) -> None:
-        self._part = bytearray()
-        self._stop()  # a part that arrived after the upload was given back would stay for good
-        if self._upload_id is not None:
-            try:
-                self._client.abort_multipart_upload(**self._object, UploadId=self._upload_id)
-            except (ClientError, BotoCoreError) as error:
-                if isinstance(error, ClientError) and _code(error) == _NO_UPLOAD:
-                    return
-                log.warning("the parts of %s stay in the bucket until they are swept: %s", self._path, error)
-
-    def _count(self) -> int:
-        return len(self._parts) + len(self._sending)
-
-    def _send(self, content: bytearray) -> None:
-        """Send the next part as soon as there is room. Raises what went wrong with one before it."""
-        if self._upload_id is None:
-            with _translated(self._path):
-                self._upload_id = self._client.create_multipart_upload(**self._object, **self._more)["UploadId"]
-        self._wait(PARTS_AHEAD * self._part_size - len(content))
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(PARTS_AHEAD, thread_name_prefix="upload")
-        self._sending.append((self._threads.submit(self._put, self._count() + 1, content), content))
-
-    def _put(self, number: int, content: bytearray) -> dict[str, Any]:
+    def _begin(self) -> None:
         with _translated(self._path):
-            answer = self._client.upload_part(
-                **self._object,
-                UploadId=self._upload_id or "",
-                PartNumber=number,
-                Body=_body(content),
-            )
+            self._upload_id = self._client.create_multipart_upload(**self._object, **self._more)["UploadId"]
+
+    def _put(self, number: int, content: bytes) -> "CompletedPartTypeDef":
+        with _translated(self._path):
+            answer = self._client.upload_part(**self._object, UploadId=self._upload_id, PartNumber=number, Body=content)
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
-    def _wait(self, room: int) -> None:
-        """Wait until no more than `room` bytes are on their way, or none at all. Raises what went wrong with any."""
-        for future, _ in self._sending:
-            if future.done():
-                future.result()
-        while self._sending and sum(len(content) for _, content in self._sending) > max(room, 0):
-            future, content = self._sending[0]
-            self._parts.append(future.result())
-            self._sending.popleft()
-            self._sent.append(content)
+    def _complete(self, parts: list["CompletedPartTypeDef"]) -> None:
+        with _translated(self._path):
+            self._client.complete_multipart_upload(
+                **self._object, UploadId=self._upload_id, MultipartUpload={"Parts": parts}
+            )
 
-    def _stop(self) -> None:
-        if self._threads is not None:
-            self._threads.shutdown(wait=True, cancel_futures=True)
-            self._threads = None
-        self._sending.clear()
-        self._sent.clear()
+    def _give_back(self) -> None:
+        try:
+            self._client.abort_multipart_upload(**self._object, UploadId=self._upload_id)
+        except (ClientError, BotoCoreError) as error:
+            if isinstance(error, ClientError) and _code(error) == _NO_UPLOAD:
+                return
+            log.warning("the parts of %s stay in the bucket until they are swept: %s", self._path, error)
 
 
-def _body(content: bytearray) -> bytes:
-    """Return `content` itself: the library takes any bytes, and its stubs do not say so."""
-    return cast("bytes", content)
+class _Given(CredentialProvider):
+    """The one place to look for credentials."""
+
+    METHOD = CANONICAL_NAME = "given"
+
+    def __init__(self, credentials: Credentials) -> None:
+        super().__init__()
+        self._credentials = credentials
+
+    def load(self) -> Credentials:
+        return self._credentials
 
 
-def _client(settings: S3Settings) -> "S3Client":
+def _client(settings: S3Settings, credentials: Credentials | None) -> "S3Client":
     on_aws = settings.endpoint_url is None or ".amazonaws.com" in settings.endpoint_url
     path_style = not on_aws if settings.path_style is None else settings.path_style
-    return boto3.session.Session().client(
+    session = botocore.session.get_session()
+    if credentials is not None:
+        session.register_component("credential_provider", CredentialResolver([_Given(credentials)]))
+    return boto3.session.Session(botocore_session=session).client(
         "s3",
         endpoint_url=settings.endpoint_url,
         # Elsewhere a region is only part of the signature, and this one is what the others expect.
@@ -428,10 +334,3 @@ def _translated(path: str) -> Iterator[None]:
 
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _attachment(file_name: str) -> str:
-    """Return the Content-Disposition that saves an answer as `file_name`. RFC 6266."""
-    plain = "".join(char if char.isascii() and char.isprintable() and char not in '"\\' else "_" for char in file_name)
-    extended = "" if plain == file_name else f"; filename*=UTF-8''{quote(file_name, safe='')}"
-    return f'attachment; filename="{plain}"{extended}'

@@ -51,7 +51,7 @@ def get_blob(name: str, digest: str) -> Response:
     repository, _ = readable(name)
     wanted = Digest.parse(digest)
     try:
-        return _answered(_found(repository, wanted), wanted)
+        return _answered(repository, _found(repository, wanted), wanted)
     except (BlobNotFound, BlobNotPlaced) as problem:
         if not services().settings.own_registry:
             raise
@@ -68,7 +68,7 @@ def delete_blob(name: str, digest: str) -> Response:
     return Response(status=HTTPStatus.ACCEPTED)
 
 
-def _answered(blob: _Blob, digest: Digest) -> Response:
+def _answered(repository: Named, blob: _Blob, digest: Digest) -> Response:
     asked, validators = Asked.of(request.method, request.headers.get), Validators(str(digest))
     decided = sending.by_conditions(asked, validators, what="blob", cache=_FOR_EVER)
     if decided is not None:
@@ -84,20 +84,29 @@ def _answered(blob: _Blob, digest: Digest) -> Response:
     if request.method == "HEAD":
         return Response(iter(()), headers=headers, direct_passthrough=True)
     part = sending.asked_span(asked, validators, blob.size)
-    elsewhere = None if asked.of_us or blob.storage is None else _elsewhere(blob.storage, blob.path, headers)
+    if asked.of_us or blob.storage is None:
+        elsewhere = None
+    else:
+        elsewhere = _elsewhere(repository, blob.storage, blob.path, headers)
     if elsewhere is not None:
         return elsewhere
     what = f"blob {digest}"
     return sending.stored(blob.storage, blob.path, blob.size, headers, part=part, read=blob.open, what=what)
 
 
-def _elsewhere(storage: Storage, path: str, headers: Headers) -> Response | None:
+def _elsewhere(repository: Named, storage: Storage, path: str, headers: Headers) -> Response | None:
     settings = services().settings
     by_proxy = sending.by_proxy(settings, storage, path, headers)
     if by_proxy is not None:
         return by_proxy
     answer = sending.by_storage(
-        settings, storage, path, headers, status=HTTPStatus.TEMPORARY_REDIRECT, media_type=MEDIA_TYPE
+        settings,
+        storage,
+        path,
+        headers,
+        status=HTTPStatus.TEMPORARY_REDIRECT,
+        namespace=repository.namespace,
+        media_type=MEDIA_TYPE,
     )
     # Clients take their credentials along to another port of the same host, those in Go also to a host below it; they
     # are not for others to see, and S3 refuses who brings two kinds.
