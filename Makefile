@@ -43,10 +43,11 @@ install: $(VENV)/.installed ## .venv with registry-verbs in it
 requirements: $(VENV)/.python ## pin anew what setup.py asks for (needs the network)
 	$(BIN)/python -m venv var/pip-tools
 	var/pip-tools/bin/pip install --quiet pip-tools
-	CUSTOM_COMPILE_COMMAND='make requirements' var/pip-tools/bin/pip-compile $(COMPILE) --extra postgres --extra mysql --extra celery --extra ldap --extra azure --extra swift \
+	CUSTOM_COMPILE_COMMAND='make requirements' var/pip-tools/bin/pip-compile $(COMPILE) $(EXTRAS) \
 		--output-file requirements.txt setup.py
-	CUSTOM_COMPILE_COMMAND='make requirements' var/pip-tools/bin/pip-compile $(COMPILE) --extra postgres --extra mysql --extra celery --extra ldap --extra azure --extra swift --extra dev \
+	CUSTOM_COMPILE_COMMAND='make requirements' var/pip-tools/bin/pip-compile $(COMPILE) $(EXTRAS) --extra dev \
 		--constraint requirements.txt --output-file test/requirements.txt setup.py
+EXTRAS := --extra postgres --extra mysql --extra celery --extra ldap --extra azure --extra swift
 COMPILE := --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 

@@ -49,17 +49,17 @@ setup(
         "celery": [
             "celery[redis]>=5.4",  # VERBS_BROKER_URL: jobs on many machines, over Redis or RabbitMQ
         ],
+        "ldap": [
+            # AUTHENTICATION_TYPE: LDAP. Of three it alone installs without a compiler (python-ldap and bonsai come for
+            # Linux as sources only). It changes no more, hence our own sockets, bounds and TLS around it.
+            "ldap3>=2.9.1,<3",
+        ],
         "azure": [
             "azure-storage-blob>=12.20",  # AzureStorage: Microsoft's own client; block blobs, SAS
         ],
         "swift": [
             "python-swiftclient>=4.4",  # SwiftStorage: OpenStack's own client; its tokens, retries, temporary URLs
             "python-keystoneclient>=5.0",  # its logins of version 2 and 3; python-swiftclient does not bring it
-        ],
-        "ldap": [
-            # AUTHENTICATION_TYPE: LDAP. Of three it alone installs without a compiler (python-ldap and bonsai come for
-            # Linux as sources only). It changes no more, hence our own sockets, bounds and TLS around it.
-            "ldap3>=2.9.1,<3",
         ],
         "dev": [
             "boto3-stubs[s3]>=1.34",  # types of the S3 client, for mypy

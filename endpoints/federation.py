@@ -8,8 +8,8 @@ from http import HTTPStatus
 
 from flask import Blueprint, Response, current_app, json, request
 
-from data.accounts import CredentialsRefused
 from endpoints import answers, audit
+from endpoints.access import Unauthenticated
 from endpoints.robottokens import SignedRobotTokens
 from endpoints.services import Services
 from endpoints.verbs import EXTENSION
@@ -18,13 +18,17 @@ from util.problem import Problem
 blueprint = Blueprint("registry_verbs_federation", __name__)
 
 
+class NoFederatedLogin(Unauthenticated):
+    """A request that says neither which robot it is, nor by which token."""
+
+
 @blueprint.get("/oauth2/federation/robot/token")
 def robot_token() -> Response:
     """Answer with a token that is the robot's password for an hour."""
     services: Services = current_app.extensions[EXTENSION]
     given = request.authorization
     if given is None or given.type != "basic":
-        raise CredentialsRefused("say the robot's name and the token of its identity provider by Basic")
+        raise NoFederatedLogin("say the robot's name and the token of its identity provider by Basic")
     robot = services.federation.authenticate(given.username or "", given.password or "")
     return _answer(HTTPStatus.OK, {"token": SignedRobotTokens(services.settings).sign(robot.name)})
 

@@ -18,9 +18,6 @@ from swiftclient.exceptions import ClientException
 from test.swiftserver import USER
 
 PROJECT, REGION = "quay-project", "RegionOne"
-_ACCOUNT = USER.partition(":")[
-    0
-]  # tempauth's, which its users are called by; a user of the identity service has a project
 _WHEN = {"issued": "2026-01-01T00:00:00.000000Z", "expires": "2999-01-01T00:00:00.000000Z"}
 
 
@@ -54,8 +51,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             login = asked["auth"]["passwordCredentials"]
             name, password = login["username"], login["password"]
+        account, _, _ = USER.partition(":")  # which the client splits off for versions 2 and 3
         try:
-            url, token = get_auth_1_0(self.server.tempauth, f"{_ACCOUNT}:{name}", password)
+            url, token = get_auth_1_0(self.server.tempauth, f"{account}:{name.rpartition(':')[2]}", password)
         except ClientException:
             self._answer(401, b'{"error": {"code": 401, "message": "no", "title": "Unauthorized"}}', "")
             return

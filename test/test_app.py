@@ -53,10 +53,10 @@ def test_files_of_storages_lie_beside_the_configuration_file(tmp_path: Path) -> 
 
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"DISTRIBUTED_STORAGE_CONFIG": storages("")}))
-    placed = {"DISTRIBUTED_STORAGE_CONFIG": storages(f"{tmp_path}/"), "VERBS_CONFIG_DIR": str(tmp_path)}
-    assert read_configuration({"VERBS_CONFIG": str(file)}) == placed
+    placed = {"DISTRIBUTED_STORAGE_CONFIG": storages(f"{tmp_path}/")}
+    assert read_configuration({"VERBS_CONFIG": str(file)}) == {**placed, "VERBS_CONFIG_DIR": str(tmp_path)}
     environ = {"DISTRIBUTED_STORAGE_CONFIG": json.dumps(storages(""))}
-    assert read_configuration({"VERBS_CONFIG": str(file), **environ}) == placed
+    assert read_configuration({"VERBS_CONFIG": str(file), **environ}) == {**placed, "VERBS_CONFIG_DIR": str(tmp_path)}
     assert read_configuration(environ) == {"DISTRIBUTED_STORAGE_CONFIG": storages("")}
     assert read_configuration({"DISTRIBUTED_STORAGE_CONFIG": "{"}) == {"DISTRIBUTED_STORAGE_CONFIG": "{"}
 

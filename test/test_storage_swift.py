@@ -388,9 +388,8 @@ def test_an_identity_service_says_where_swift_is(
     settings: SwiftSettings, auth_url: str, back_door: Container, login: dict[str, Any]
 ) -> None:
     with identity(auth_url) as service:
-        elsewhere = replace(
-            settings, **{**login, "user": "tester", "auth_url": service.url + login["auth_url"]}, retries=0
-        )
+        name = USER.rpartition(":")[2]  # what stands before it is tempauth's alone
+        elsewhere = replace(settings, **{**login, "auth_url": service.url + login["auth_url"]}, user=name, retries=0)
         storage = SwiftStorage(elsewhere)
         write(storage, PATH, LARGE)
         assert content_of(storage.open(PATH)) == LARGE
