@@ -9,7 +9,6 @@ is a misspelling.
 
 import contextlib
 import difflib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
