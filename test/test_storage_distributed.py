@@ -388,6 +388,11 @@ def test_quay_s_parameters_of_swift_are_taken() -> None:
         retry_on_ratelimit=False,
     )
     assert "hunter2" not in repr(storage._settings)
+    zeros = make_storage("here", "SwiftStorage", {**SWIFT, "connect_timeout": 0, "retry_count": "0"})
+    usual = make_storage("here", "SwiftStorage", SWIFT)
+    assert isinstance(zeros, SwiftStorage)
+    assert isinstance(usual, SwiftStorage)
+    assert zeros._settings == usual._settings
 
 
 @pytest.mark.parametrize(

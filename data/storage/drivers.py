@@ -53,9 +53,10 @@ class _Parameters:
             raise self.error(f"{name} is missing")
         return value
 
-    def number(self, name: str) -> int | None:
+    def number(self, name: str, *, zero: bool = False) -> int | None:
+        """Return a whole number above zero, None where it is not given; with `zero` a zero is not given either."""
         value = self._values.pop(name, None)
-        if value is None or value == "":
+        if value is None or value == "" or (zero and str(value) == "0"):
             return None
         if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdecimal() or not int(value):
             raise self.error(f"{name} must be a whole number above zero")
@@ -316,7 +317,10 @@ def _swift(parameters: _Parameters) -> Storage:
     version = parameters.number("auth_version") or 2
     if version > 3:
         raise parameters.error("auth_version must be 1, 2 or 3")
-    numbers = {"connect_timeout": parameters.number("connect_timeout"), "retries": parameters.number("retry_count")}
+    numbers = {  # of which Quay takes a zero for its own default
+        "connect_timeout": parameters.number("connect_timeout", zero=True),
+        "retries": parameters.number("retry_count", zero=True),
+    }
     settings = SwiftSettings(
         container=parameters.required("swift_container"),
         auth_url=parameters.required_url("auth_url"),
