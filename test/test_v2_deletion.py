@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
+from data.database import writing
+from data.tables import Repository
 from test.door import SETTINGS, Door, codes
 from test.manifests import digest_of, image, index
 from test.place import Place
@@ -93,3 +96,21 @@ def test_who_may_not_delete_is_refused(door: Door) -> None:
             answer = door.ask("DELETE", f"manifests/{reference}", who=who)
             assert (answer.status_code, codes(answer)) == (status, [code])
     assert door.there("1.0")
+
+
+@pytest.mark.parametrize("state", [1, 2, 4])  # read-only, a mirror, a mirror of an organization
+def test_a_repository_that_is_read_only_or_a_mirror_is_pulled_and_not_changed(door: Door, state: int) -> None:
+    door.push(ONE, "1.0")
+    begun = door.ask("POST", "blobs/uploads/").headers["Location"]
+    with writing(door.services.engine) as connection:
+        connection.execute(update(Repository).values(state=state))
+    answers = [
+        door.push(ONE, "2.0"),
+        door.ask("DELETE", "manifests/1.0"),
+        door.ask("DELETE", f"blobs/{digest_of(b'one')}"),
+        door.ask("POST", "blobs/uploads/"),
+        door.ask("PATCH", begun.removeprefix(f"/v2/{door.name}/"), data=b"x"),
+    ]
+    assert [(answer.status_code, codes(answer)) for answer in answers] == [(405, ["UNSUPPORTED"])] * 5
+    assert door.there("1.0")
+    assert not door.there("2.0")
