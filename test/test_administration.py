@@ -23,6 +23,7 @@ from data.owntables import LoginRow, SuperuserRow, reading, upgrade
 from data.passwords import InvalidPassword
 from data.registry import RegistryUnavailable, RepositoryInfo, RepositoryNotFound, SqlRegistry
 from data.repositories import Granted, PermissionNotFound, RepositoryListed
+from data.robotfederation import Trusted
 from data.secretbox import SecretBox
 from data.tables import (
     MARKED_FOR_DELETION,
@@ -672,6 +673,7 @@ CHANGES: dict[str, Callable[[Administration], object]] = {
     ),
     "create_robot": lambda each: each.create_robot("acme+cd"),
     "renew_robot": lambda each: each.renew_robot("acme+ci"),
+    "federate_robot": lambda each: each.federate_robot("acme+ci", [Trusted("https://id.example.com", "x")]),
     "delete_robot": lambda each: each.delete_robot("acme+ci"),
     "create_repository": lambda each: each.create_repository("acme", "new", public=True),
     "set_visibility": lambda each: each.set_visibility("acme", "app", public=False),
@@ -720,6 +722,8 @@ def test_a_database_that_is_down_is_said_to_be(change: str) -> None:
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_made_whole_or_not_at_all(small: Office, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     full(small)
+    if change == "unsync_team":
+        CHANGES["sync_team"](small.administration)
     before = rows(small.engine)
 
     class Cut(Exception):

@@ -123,6 +123,10 @@ def to_administer_what_is_there(who: str, repository: str) -> bool:
     return who == "superuser" or (repository != "absent" and may(who, Action.ADMIN, repository))
 
 
+def nobody_by_a_password(_: str, __: str) -> bool:
+    return False
+
+
 def superusers(who: str, _: str) -> bool:
     return who == "superuser"
 
@@ -147,6 +151,7 @@ RULES: Mapping[tuple[str, str], Needs | Row] = {
     ("registry_verbs_discovery.root", "GET"): everybody,
     ("registry_verbs_discovery.repository", "GET"): everybody,
     ("registry_verbs_discovery.signing_key", "GET"): everybody,
+    ("registry_verbs_federation.robot_token", "GET"): nobody_by_a_password,
     ("registry_verbs_metrics.metrics", "GET"): everybody,
     ("registry_verbs_health.health", "GET"): everybody,
     (f"{VERBS}.ping", "GET"): everybody,
@@ -315,7 +320,8 @@ def test_who_comes_in(registry: Registry, rule: Rule, method: str, repository: s
             assert answer.status_code not in (401, 403), (who, answer.data)
             assert answer.status_code < 500, (who, answer.data)
         else:
-            assert answer.status_code == (401 if who in ("anonymous", "disabled") else 403), (who, answer.data)
+            unknown = who in ("anonymous", "disabled") or needs is nobody_by_a_password
+            assert answer.status_code == (401 if unknown else 403), (who, answer.data)
             assert answer.status_code != 401 or answer.headers["WWW-Authenticate"]
 
 
