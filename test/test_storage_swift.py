@@ -220,7 +220,19 @@ def test_segments_whose_blob_is_out_of_sight_stay(
     assert len(back_door.names(".open/")) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"path": "../x", "prefix": ""}', b'{"path": 1, "prefix": ""}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"path": "../x", "prefix": ""}',
+        b'{"path": 1, "prefix": ""}',
+        b'{"path": "gone", "prefix": ""}',
+        b'{"path": "gone", "prefix": "sha256/"}',
+        b'{"path": "gone", "prefix": "datastorage/"}',
+    ],
+)
 def test_what_is_no_marker_is_not_swept(storage: SwiftStorage, back_door: Container, content: bytes) -> None:
     back_door.put(".open/x", content)
     back_door.put(PATH, b"x")

@@ -292,7 +292,7 @@ class SwiftStorage(Storage):
             return _Segments(headers[_GROUP], self._folder(headers[_GROUP]))
         container, _, prefix = headers.get("x-object-manifest", "").partition("/")
         if prefix and container == self._container:
-            return _Segments(hashlib.sha256(prefix.encode()).hexdigest(), prefix)
+            return _Segments(_group_of(prefix), prefix)
         return None
 
     def _mark(self, path: str, segments: _Segments) -> None:
@@ -311,6 +311,12 @@ class SwiftStorage(Storage):
         try:
             said = json.loads(content)
             path, segments = checked_path(said["path"]), _Segments(marker.rpartition("/")[2], str(said["prefix"]))
+            # What lies under the prefix is going to be deleted: it has to be the one that the marker is named after.
+            if not segments.prefix or segments.group not in (
+                _group_of(segments.prefix),
+                self._group_in(segments.prefix),
+            ):
+                raise ValueError(segments.prefix)
         except (ValueError, KeyError, TypeError, InvalidBlobPath):
             log.warning("%s in the container %s is no marker of ours and stays", marker, self._container)
             return 0
@@ -415,6 +421,11 @@ class SwiftStorage(Storage):
 
     def _own(self, folder: str) -> str:
         return f"{self._prefix}{folder}"
+
+    def _group_in(self, prefix: str) -> str | None:
+        """Return the group of segments of ours whose folder is `prefix`, None where it is no such folder."""
+        group = prefix.removesuffix("/").rpartition("/")[2]
+        return group if group and prefix == self._folder(group) else None
 
     def _folder(self, group: str) -> str:
         return f"{self._own(_SEGMENTS)}/{group}/"
@@ -536,3 +547,8 @@ def _number(headers: Mapping[str, str], name: str, path: str) -> int:
 def _modified(item: Mapping[str, Any]) -> float:
     """Return when a listed object was put, in seconds since 1970."""
     return datetime.fromisoformat(item["last_modified"]).replace(tzinfo=UTC).timestamp()
+
+
+def _group_of(prefix: str) -> str:
+    """Return what the segments of a dynamic large object, which lie under `prefix`, are called as a group."""
+    return hashlib.sha256(prefix.encode()).hexdigest()
