@@ -78,7 +78,9 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scopes:
-    """What an OAuth token was given for, in Quay's words, e.g. `repo:read`; words that are unknown give nothing.
+    """What an OAuth token was given for, in Quay's words, e.g. `repo:read`.
+
+    Where one word is unknown, all of them give nothing.
 
     quay/quay, auth/scopes.py and auth/permissions.py.
     """
@@ -87,8 +89,9 @@ class Scopes:
 
     @classmethod
     def parse(cls, text: str) -> "Scopes":
-        """Return the scopes in `text`, which are separated by spaces or commas."""
-        return cls(frozenset(text.replace(",", " ").split()))
+        """Return the scopes in `text`, which are separated by spaces or commas; none where one of them is unknown."""
+        words = frozenset(text.replace(",", " ").split())
+        return cls(words if words <= _SCOPES else frozenset())
 
     @property
     def role(self) -> Role | None:
@@ -106,6 +109,9 @@ class Scopes:
         return "super:user" in self.words
 
 
+_SCOPES = frozenset(
+    ("repo:read", "repo:write", "repo:admin", "repo:create", "user:read", "user:admin", "org:admin", "super:user")
+)
 _SCOPE_ROLES = {"repo:read": Role.READ, "repo:write": Role.WRITE, "repo:admin": Role.ADMIN}
 
 

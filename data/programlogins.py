@@ -16,7 +16,16 @@ from typing import Any, Protocol, cast
 
 from sqlalchemy import Select, select
 
-from data.accounts import Account, AccountDisabled, Accounts, CredentialsRefused, Delegate, Role, Scopes
+from data.accounts import (
+    APP_TOKEN_USER,
+    Account,
+    AccountDisabled,
+    Accounts,
+    CredentialsRefused,
+    Delegate,
+    Role,
+    Scopes,
+)
 from data.database import Engine
 from data.encryptedpasswords import EncryptedPasswords
 from data.passwords import Passwords
@@ -79,7 +88,7 @@ class ProgramLogins:
             return self._by_oauth_token(password)
         if username == ACCESS_TOKEN_USER:
             return self._by_access_token(password)
-        if username.startswith("$"):
+        if username == APP_TOKEN_USER:
             return self._accounts.authenticate(username, password)
         if robot_owner(username) is None:
             return self._accounts.authenticate(username, self._plain(password))

@@ -50,6 +50,8 @@ _MAX_URL = 2048
 _KEPT_SECONDS = 300.0
 _AGAIN_SECONDS = 10.0  # before an issuer is asked anew about a key that it did not have
 _MAX_ISSUERS = 64
+_REFUSED = "the token is not valid for the robot"  # nor is it told whether there is one, and whom it trusts
+_PRIVATE = frozenset(("d", "k"))  # members of a key that is nobody's to publish
 
 
 class IssuerUnavailable(Problem):
@@ -153,21 +155,27 @@ class RobotFederation:
                 raise jwt.InvalidTokenError("the robot trusts no such issuer")
             if not isinstance(kid, str) or algorithm not in _ALGORITHMS:
                 raise jwt.InvalidTokenError("it names no key, or an algorithm that is not taken")
-            audiences = {audience for each in trusted if each.issuer == issuer for audience in each.audiences}
             claims = jwt.decode(
                 token,
                 self._key(issuer, kid, algorithm),
                 algorithms=[algorithm],
                 issuer=issuer,
-                audience=sorted(audiences) or None,
                 leeway=_LEEWAY,
-                options={"require": ["iat", "exp", "sub"], "verify_aud": bool(audiences), "verify_nbf": False},
+                options={"require": ["iat", "exp", "sub"], "verify_aud": False, "verify_nbf": False},
             )
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
             log.info("a token for the robot %s is refused: %s", robot, error)
-            raise CredentialsRefused(f"the token is not valid for the robot: {error}") from None
-        if claims["sub"] not in subjects:
-            raise CredentialsRefused("the token is not valid for the robot: it is about somebody else")
+            raise CredentialsRefused(_REFUSED) from None
+        said_for = claims.get("aud")
+        audiences = {each for each in (said_for if isinstance(said_for, list) else [said_for]) if isinstance(each, str)}
+        if not any(
+            each.issuer == issuer
+            and each.subject == claims["sub"]
+            and (not each.audiences or not audiences.isdisjoint(each.audiences))
+            for each in trusted
+        ):
+            log.info("a token for the robot %s is refused: it is about somebody else, or for somebody else", robot)
+            raise CredentialsRefused(_REFUSED)
         account = self._accounts.find(robot)
         if account is None or not account.robot:
             raise AccountDisabled(f"the robot {robot} is disabled, or its owner is")
@@ -220,7 +228,9 @@ class RobotFederation:
         if not isinstance(keys, list):
             raise self._unavailable(issuer, "it publishes no list of keys")
         return {
-            key["kid"]: key for key in keys[:_MAX_KEYS] if isinstance(key, dict) and isinstance(key.get("kid"), str)
+            key["kid"]: key
+            for key in keys[:_MAX_KEYS]
+            if isinstance(key, dict) and isinstance(key.get("kid"), str) and _PRIVATE.isdisjoint(key)
         }
 
     def _document(self, issuer: str, url: str) -> dict[str, Any]:

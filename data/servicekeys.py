@@ -60,7 +60,8 @@ class ServiceKeys:
         except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError) as error:
             log.info("a token for the robot %s is refused: %s", robot, error)
             return False
-        return claims["sub"] == robot and signed_for <= self._max_seconds
+        # A token of Quay's /v2/auth is signed alike, and says in `access` what little it is for: it is no password.
+        return claims["sub"] == robot and signed_for <= self._max_seconds and claims.get("access") == {}
 
     def _key(self, kid: str) -> "jwt.PyJWK | None":
         import jwt

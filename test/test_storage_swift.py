@@ -209,6 +209,35 @@ def test_of_two_that_write_at_the_same_moment_one_is_the_blob_and_the_other_is_s
     assert back_door.names(".open/") == []
 
 
+def test_segments_of_a_blob_whose_metadata_were_replaced_stay(storage: SwiftStorage, back_door: Container) -> None:
+    write(storage, PATH, LARGE)
+    back_door.client.post_object(CONTAINER, back_door.prefix + PATH, {"X-Object-Meta-Color": "red"})
+    assert storage.sweep(older_than=-60) == 0
+    assert back_door.get(PATH) == LARGE
+    for name in back_door.names("."):
+        back_door.client.delete_object(CONTAINER, back_door.prefix + name)
+
+
+def test_a_blob_whose_manifest_arrived_and_whose_answer_was_lost_is_whole(
+    storage: SwiftStorage, back_door: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = storage.put_manifest
+
+    def lost(*arguments: Any) -> None:
+        put(*arguments)
+        raise StorageUnavailable("the answer was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "put_manifest", lost)
+        with pytest.raises(StorageUnavailable, match="the answer was lost"):
+            write(storage, PATH, LARGE)
+        with pytest.raises(StorageUnavailable, match="the answer was lost"):
+            storage.copy(PATH, "verbs/copy")
+    assert back_door.get(PATH) == back_door.get("verbs/copy") == LARGE
+    assert storage.sweep(older_than=-60) == 0
+    assert back_door.get(PATH) == back_door.get("verbs/copy") == LARGE
+
+
 def test_segments_whose_blob_is_out_of_sight_stay(
     storage: SwiftStorage, back_door: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,7 +253,10 @@ class _Connections:
         reasons = []
         for uri in self._settings.uris:
             try:
-                return LdapConnection(uri, self._settings, self._trust)
+                connection = LdapConnection(uri, self._settings, self._trust)
+                with self._lock:
+                    self._down = None
+                return connection
             except DirectoryUnavailable as problem:
                 reasons.append(problem.reason)
         raise self._failed(DirectoryUnavailable("; ".join(reasons)))

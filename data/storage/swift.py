@@ -238,7 +238,10 @@ class SwiftStorage(Storage):
             )
 
     def give_back(self, path: str, group: str) -> None:
-        """Delete the segments of a group that is no blob's, and its marker."""
+        """Delete the segments of a group that no manifest has been sent for, and its marker.
+
+        Once one has been sent, also where the answer was an error, the blob may be there: then a sweep decides.
+        """
         self._remove(path, _Segments(group, self._folder(group)))
 
     # ---
@@ -258,11 +261,11 @@ class SwiftStorage(Storage):
                     for number, entry in enumerate(entries, 1)
                 ]
                 segments = [copy.result() for copy in copies]
-            self.put_manifest(target, self._name(target), group, segments)
         except BaseException:
             with contextlib.suppress(StorageUnavailable):  # the marker stays, and a sweep finds it
                 self.give_back(target, group)
             raise
+        self.put_manifest(target, self._name(target), group, segments)
 
     def _copy_segment(self, source: str, entry: Mapping[str, Any], name: str) -> _Segment:
         with self._asking(source, found=True) as connection:
@@ -323,7 +326,11 @@ class SwiftStorage(Storage):
         if any(_modified(segment) > since for segment in self._listed(segments.prefix)):
             return 0
         try:
-            referenced = self._segments(self._head(path)) == segments
+            headers = self._head(path)
+            there = self._segments(headers)
+            if there is None and headers.get("x-static-large-object", "").lower() == "true":
+                return 0  # whose metadata somebody replaced: the segments may be its own
+            referenced = there == segments
         except BlobNotFound:  # also said of an object by a cluster that has lost sight of it; its container knows
             first = next(self._listed(self._name(path)), None)
             referenced = first is not None and first["name"] == self._name(path)
@@ -496,6 +503,7 @@ class _SwiftWriter(PartsWriter[_Segment]):
         super().__init__(path, part_size=part_size, growth=_GROWTH)
         self._storage, self._name = storage, name
         self._group = ""
+        self._manifest_sent = False
 
     def _put_whole(self, content: bytes) -> None:
         self._storage.put_blob(self._path, self._name, content)
@@ -507,9 +515,19 @@ class _SwiftWriter(PartsWriter[_Segment]):
         return self._storage.put(self._path, self._storage.segment(self._group, number), content)
 
     def _complete(self, parts: list[_Segment]) -> None:
-        self._storage.put_manifest(self._path, self._name, self._group, parts)
+        self._manifest_sent = True
+        try:
+            self._storage.put_manifest(self._path, self._name, self._group, parts)
+        except StorageUnavailable as error:
+            cause = error.__cause__
+            if isinstance(cause, ClientException) and 400 <= (cause.http_status or 0) < 500:
+                self._manifest_sent = False  # refused, so nothing was written
+            raise
 
     def _give_back(self) -> None:
+        if self._manifest_sent:
+            log.warning("whether %s was written is not known; its segments stay until they are swept", self._path)
+            return
         try:
             self._storage.give_back(self._path, self._group)
         except StorageUnavailable as error:
